@@ -1,0 +1,34 @@
+# Two commands: `make train` watches a network learn, `make test` checks everything.
+# Both make their own virtual environment; only Python 3.10+ and make are needed.
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= runs/digits
+WORKERS ?= 2
+BIN := $(VENV)/bin
+
+.PHONY: train test slow format clean
+
+train: $(VENV)/.installed-train
+	$(BIN)/seng train digits --out $(OUT) --overwrite
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n $(WORKERS) --cov --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+slow: $(VENV)/.installed-dev
+	$(BIN)/pytest --slow -n $(WORKERS)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]' -c constraints.txt
+	touch $@
