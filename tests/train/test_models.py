@@ -1,0 +1,67 @@
+"""The networks have the shapes and parameter counts that their descriptions say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from seng.errors import SengError
+from seng.train.config import ModelConfig
+from seng.train.models import build_model
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_small_cnn_takes_any_picture(size: int):
+    model = build_model(ModelConfig("small-cnn", (4, 6)))
+    assert model(torch.randn(3, 1, size, size)).shape == (3, 10)
+    convolutions = (9 * 1 + 1) * 4 + (9 * 4 + 1) * 6
+    assert _parameters(model) == convolutions + (4 * 6 + 1) * 10
+
+
+def test_small_resnet_has_one_block_a_width():
+    model = build_model(ModelConfig("small-resnet", (16, 32, 64)))
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 1 + 2 * 3 + 2  # the stem, two a block, a shortcut where the shape changes
+    weights = 9 * (16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 16 * 32 + 32 * 64
+    norms = 2 * (16 + 2 * 16 + 3 * 32 + 3 * 64)
+    assert _parameters(model) == weights + norms + 65 * 10
+
+
+def test_residual_block_is_the_shortcut_where_its_body_is_zero():
+    from seng.train.models import ResidualBlock
+
+    block = ResidualBlock(4, 4, stride=1).eval()
+    last = list(block.body.children())[-1]
+    assert isinstance(last, nn.BatchNorm2d)
+    nn.init.zeros_(last.weight)
+    inputs = torch.rand(2, 4, 6, 6)
+    assert torch.equal(block(inputs), inputs)
+
+
+def test_deep_autoencoder_mirrors_its_encoder():
+    model = build_model(ModelConfig("deep-autoencoder", (784, 500, 250, 100, 30)))
+    linear = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
+    assert linear == [
+        (784, 500), (500, 250), (250, 100), (100, 30), (30, 100), (100, 250), (250, 500), (500, 784)
+    ]  # fmt: skip
+    assert isinstance(list(model.children())[-1], nn.Linear)
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 784)
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (ModelConfig("small-cmm", (4,)), "unknown model.*Did you mean 'small-cnn'"),
+        (ModelConfig("small-cnn", ()), "bad widths"),
+        (ModelConfig("small-cnn", (4, 0)), "bad widths"),
+    ],
+)
+def test_build_model_refuses(config, match):
+    with pytest.raises(SengError, match=match):
+        build_model(config)
