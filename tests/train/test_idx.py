@@ -1,0 +1,55 @@
+"""IDX files made here byte for byte: right ones are read, and every kind of damage is named."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+import torch
+
+from seng.train.errors import DataError
+from seng.train.idx import read_idx
+
+IMAGES = bytes.fromhex("00000803 00000002 00000002 00000003") + bytes(range(12))
+LABELS = bytes.fromhex("00000801 00000003") + bytes((7, 0, 9))
+
+
+def _write(folder: Path, content: bytes) -> Path:
+    path = folder / "some-idx-ubyte"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzipped"])
+def test_read_idx_returns_every_value_in_place(tmp_path: Path, pack):
+    images = read_idx(_write(tmp_path, pack(IMAGES)), rank=3)
+    assert images.dtype == torch.uint8
+    assert images.tolist() == [[[0, 1, 2], [3, 4, 5]], [[6, 7, 8], [9, 10, 11]]]
+    assert read_idx(_write(tmp_path, pack(LABELS)), rank=1).tolist() == [7, 0, 9]
+
+
+DAMAGED = {
+    "empty": b"",
+    "header cut": IMAGES[:10],
+    "values cut": IMAGES[:-1],
+    "values too many": IMAGES + b"\0",
+    "another rank": LABELS,
+    "floats": b"\0\0\x0d\x03" + IMAGES[4:],
+    "not idx": b"P5 2 2 255 " + IMAGES,
+    "gzip cut": gzip.compress(IMAGES)[:-9],
+    "gzip overwritten": gzip.compress(IMAGES)[:12] + b"\xff" * 20,
+    "gzip checksum": gzip.compress(IMAGES)[:-8] + bytes(8),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_read_idx_names_the_damaged_file(tmp_path: Path, content: bytes):
+    path = _write(tmp_path, content)
+    with pytest.raises(DataError, match="some-idx-ubyte is .*: expected .*, got .*Fetch the file again"):
+        read_idx(path, rank=3)
+
+
+def test_read_idx_names_a_file_that_cannot_be_opened(tmp_path: Path):
+    with pytest.raises(DataError, match="unreadable.*Is a directory"):
+        read_idx(tmp_path, rank=3)
