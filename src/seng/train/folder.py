@@ -1,0 +1,95 @@
+"""A run's folder: what lies where, and who may write into it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import RunConfig
+from .errors import CheckpointError
+from .files import write_atomically
+from .settings import from_dict, to_dict
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, as JSON; its presence makes the folder a run's."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The records, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state after the last whole epoch."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def curves(self) -> Path:
+        """The picture of loss and accuracy."""
+        return self.path / "curves.png"
+
+
+def create_run(path: Path, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
+    """Make the folder of a new run and write its settings there.
+
+    Args:
+        path: the folder; made where absent, with its parents.
+        config: the run's settings.
+        overwrite: remove the files of a run that is already there (and no others).
+
+    Raises:
+        CheckpointError: the folder holds a run, or cannot be made.
+    """
+    folder = RunFolder(path)
+    files = (folder.config, folder.metrics, folder.checkpoint, folder.curves)
+    if not overwrite and any(file.exists() for file in files):
+        raise CheckpointError(
+            "seng train",
+            "the folder already holds a run",
+            expected="a new folder",
+            got=str(path),
+            fix="Continue it with --resume, replace it with --overwrite, or choose another --out",
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
+        text = json.dumps(to_dict(config), indent=2) + "\n"
+        write_atomically(folder.config, lambda file: file.write(text.encode()))
+    except OSError as error:
+        problem, expected = "the folder cannot be written", "a folder to write into"
+        fix = "Choose another --out"
+        raise CheckpointError("seng train", problem, expected=expected, got=str(error), fix=fix) from error
+    return folder
+
+
+def open_run(path: Path) -> tuple[RunFolder, RunConfig]:
+    """Return the folder of a run that was begun, and its settings.
+
+    Raises:
+        CheckpointError: there is no run, or its settings cannot be read.
+    """
+    folder = RunFolder(path)
+    try:
+        return folder, from_dict(json.loads(folder.config.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        fix = "Start it without --resume"
+        raise CheckpointError(
+            "seng train", "there is no run to resume", expected=str(folder.config), got=None, fix=fix
+        ) from error
+    except (OSError, ValueError) as error:
+        problem = f"{folder.config} cannot be read"
+        fix = "Start a new run"
+        raise CheckpointError(
+            "seng train", problem, expected="a run's settings", got=str(error), fix=fix
+        ) from error

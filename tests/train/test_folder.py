@@ -1,0 +1,99 @@
+"""A run's folder and its files: nothing is overwritten unasked, nothing is half written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seng.train import create_run, open_run
+from seng.train.config import RunConfig
+from seng.train.errors import CheckpointError
+from seng.train.files import write_atomically
+from seng.train.metrics import EpochRecord, MetricsFile, StepRecord, read_metrics, trim_metrics
+
+STEPS = [StepRecord(1, step, 0.1 * step, 0.5, 0.1, 1.0, 2.0) for step in (1, 2, 3)]
+
+
+def test_open_run_returns_what_create_run_wrote(tmp_path: Path, small_run: RunConfig):
+    folder = create_run(tmp_path / "deep" / "run", small_run)
+    assert open_run(tmp_path / "deep" / "run") == (folder, small_run)
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoint.pt"])
+def test_create_run_keeps_a_run_that_is_there(tmp_path: Path, small_run: RunConfig, name: str):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(CheckpointError, match="already holds a run.*--resume.*--overwrite"):
+        create_run(tmp_path, small_run)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"
+
+
+def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path, small_run: RunConfig):
+    for name in ("checkpoint.pt", "metrics.jsonl", "curves.png", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    create_run(tmp_path, small_run, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+
+
+def test_create_run_says_why_a_folder_cannot_be_made(tmp_path: Path, small_run: RunConfig):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written.*Choose another --out"):
+        create_run(tmp_path / "file" / "run", small_run)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, "no run to resume: expected .*config.json"),
+        ("{", "config.json cannot be read"),
+        ('{"epochs": 3}', "config.json cannot be read.*not a RunConfig"),
+    ],
+)
+def test_open_run_refuses_what_is_no_run(tmp_path: Path, content: str | None, match: str):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=match):
+        open_run(tmp_path)
+
+
+def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path: Path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+
+    def fail(file) -> None:
+        file.write(b"half of the n")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_metrics_come_back_exactly(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    last = EpochRecord(1, 3, 1 / 3, 0.5, 2 / 3, 0.25, 1e-9, 3.0)
+    for record in (*STEPS, last):
+        file.logged(record)
+    records = list(read_metrics(tmp_path / "metrics.jsonl"))
+    assert [record["kind"] for record in records] == ["step", "step", "step", "epoch"]
+    assert records[-1]["train_loss"] == 1 / 3
+    assert records[-1]["seconds"] == 1e-9
+
+
+def test_metrics_refuse_numbers_that_json_does_not_have(tmp_path: Path):
+    record = StepRecord(1, 1, float("nan"), 0.5, 0.1, 1.0, 2.0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        MetricsFile(tmp_path / "metrics.jsonl").logged(record)
+
+
+def test_trim_metrics_drops_later_steps_and_a_half_written_line(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    for record in STEPS:
+        MetricsFile(path).logged(record)
+    with path.open("a") as file:
+        file.write('{"kind": "step", "st')
+    trim_metrics(path, 2)
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
+    assert path.read_bytes().endswith(b"}\n")
