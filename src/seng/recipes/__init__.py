@@ -1,0 +1,37 @@
+"""Recipes: each a function from an optimizer's name to everything that a run needs to know.
+
+A new recipe is one file and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import choose
+from ..train.config import RunConfig
+from .digits import digits
+from .fashion_resnet import fashion_resnet
+
+Recipe = Callable[[str], RunConfig]
+
+RECIPES: dict[str, Recipe] = {
+    "digits": digits,
+    "fashion-resnet": fashion_resnet,
+}
+
+
+def build_recipe(name: str, optimizer: str = "seng") -> RunConfig:
+    """Return the settings of a recipe with one of its optimizers.
+
+    Raises:
+        OptionError: no recipe has that name, or it has no such optimizer.
+    """
+    return choose(RECIPES, name, call="seng train", option="recipe")(optimizer)
+
+
+def summary(name: str) -> str:
+    """Return the first line of a recipe's description."""
+    return (RECIPES[name].__doc__ or "").splitlines()[0]
+
+
+__all__ = ["RECIPES", "build_recipe", "digits", "fashion_resnet", "summary"]

@@ -1,0 +1,55 @@
+"""Every recipe is complete, and reaches what its description promises (slow)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from seng.errors import OptionError
+from seng.recipes import RECIPES, build_recipe, summary
+from seng.train import build_session, create_run, train
+from seng.train.config import DataConfig, RunConfig
+from seng.train.data import DATASETS, find_fashion
+from seng.train.losses import build_loss
+from seng.train.models import build_model
+
+
+@pytest.mark.parametrize("optimizer", ["seng", "sgd", "adamw"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_names_things_that_exist(name: str, optimizer: str):
+    config = build_recipe(name, optimizer)
+    assert (config.recipe, config.optimizer.name) == (name, optimizer)
+    assert config.data.name in DATASETS
+    build_model(config.model)
+    build_loss(config.loss)
+    assert summary(name).endswith(".")
+
+
+def test_unknown_recipe_lists_the_known():
+    with pytest.raises(OptionError, match="unknown recipe.*'fashion-resnet'.*Did you mean 'digits'"):
+        build_recipe("digit")
+
+
+def _accuracy(config: RunConfig, path: Path) -> float:
+    return train(build_session(config), create_run(path, config)).accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_digits_reaches_97_percent_with_any_seed(tmp_path: Path, seed: int):
+    config = build_recipe("digits")
+    assert config.epochs <= 20
+    assert _accuracy(replace(config, seed=seed), tmp_path) >= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(
+    find_fashion(DataConfig("fashion-mnist")) is None, reason="Fashion-MNIST is not on this machine"
+)
+def test_fashion_resnet_reaches_88_percent_in_three_epochs(tmp_path: Path):
+    config = build_recipe("fashion-resnet")
+    assert config.epochs == 3
+    assert _accuracy(config, tmp_path) >= 0.88
