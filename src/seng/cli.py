@@ -1,0 +1,174 @@
+"""The program ``seng``: train a recipe, list the recipes. ``python -m seng.cli`` is the same program."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError as error:  # pragma: no cover
+    raise SystemExit(f"seng: {error.name} is missing. Run: pip install 'seng[train]'") from error
+
+from .errors import SengError
+from .recipes import RECIPES, build_recipe, summary
+from .train.config import RunConfig
+from .train.data import data_status
+from .train.errors import CheckpointError, ConfigError
+from .train.folder import RunFolder, create_run, open_run
+from .train.metrics import read_metrics
+from .train.settings import override, settings
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+EPILOG = "Exit codes: 0 done, 1 an unexpected failure, 2 a wrong option or unusable data, 130 interrupted."
+
+
+@app.callback()
+def program() -> None:
+    """Natural gradients in sample space: train networks on real data."""
+
+
+@app.command("train", epilog=EPILOG)
+def train_command(
+    out: Annotated[Path, typer.Option(help="Folder for settings, metrics, checkpoint and curves.")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="What to train; `seng recipes` lists them.  [default: digits]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    stop_after: Annotated[
+        int | None, typer.Option(min=1, help="Stop when so many epochs are done; --resume goes on.")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="seng, sgd or adamw.  [default: seng]", show_default=False)
+    ] = None,
+    epochs: Annotated[str | None, typer.Option(metavar="N", help="Passes over the data.")] = None,
+    lr: Annotated[str | None, typer.Option(metavar="X", help="Learning rate at the start.")] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N", help="Samples a step.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of all random draws.")] = None,
+    damping: Annotated[str | None, typer.Option(metavar="X", help="SENG's damping, > 0.")] = None,
+    power: Annotated[str | None, typer.Option(metavar="X", help="SENG's exponent, in (0, 1].")] = None,
+    refresh_every: Annotated[
+        str | None, typer.Option(metavar="N", help="Steps between refreshes of SENG's curvature.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Optimizer behind SENG: sgd, adamw or muon.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the data; else SENG_DATA, else Debian's.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change any setting; may be repeated."),
+    ] = None,
+) -> None:
+    """Train a recipe, leaving metrics, a checkpoint after each epoch, and a picture of the curves.
+
+    Example: seng train fashion-resnet --out runs/fashion --set optimizer.seng.trust=none
+    """
+    flags = {
+        "epochs": epochs,
+        "optimizer.lr": lr,
+        "batch_size": batch_size,
+        "seed": seed,
+        "optimizer.seng.damping": damping,
+        "optimizer.seng.power": power,
+        "optimizer.seng.refresh_every": refresh_every,
+        "optimizer.seng.base": base,
+        "data.data_dir": data_dir,
+        "device": device,
+    }
+    changes = {name: value for name, value in flags.items() if value is not None}
+    changes |= dict(_assignment(text) for text in assignments or ())
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    if resume:
+        folder, config = open_run(out)
+        _check_same(config, recipe, optimizer, changes)
+    else:
+        config = override(build_recipe(recipe or "digits", optimizer or "seng"), changes)
+        folder = None
+    _run(config, folder, out, overwrite, stop_after)
+
+
+@app.command("recipes")
+def recipes_command() -> None:
+    """List the recipes and whether their data is here."""
+    console = Console(highlight=False, soft_wrap=True)
+    for name in RECIPES:
+        console.print(f"[bold]{name}[/bold]  (data: {data_status(build_recipe(name).data)})")
+        console.print(f"    {summary(name)}")
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(
+            "seng train", "bad --set", expected="name=value", got=text, fix="Write --set damping=0.3, say"
+        )
+    return name.strip(), value.strip()
+
+
+def _check_same(
+    config: RunConfig, recipe: str | None, optimizer: str | None, changes: dict[str, str]
+) -> None:
+    """Refuse to resume a run with settings other than those it was started with."""
+    asked = settings(override(config, changes)) | {
+        "recipe": recipe or config.recipe,
+        "optimizer.name": optimizer or config.optimizer.name,
+    }
+    for name, value in settings(config).items():
+        if asked[name] != value:
+            raise CheckpointError(
+                "seng train --resume",
+                f"{name} is not what the run was started with",
+                expected=repr(value),
+                got=asked[name],
+                fix="Resume without the option, or start a new run in another --out",
+            )
+
+
+def _run(
+    config: RunConfig, folder: RunFolder | None, out: Path, overwrite: bool, stop_after: int | None
+) -> None:
+    """Train with a progress bar, print the result and draw the curves."""
+    from .train.curves import draw_curves  # these take seconds to import: --help needs neither
+    from .train.loop import train
+    from .train.progress import ProgressBar
+    from .train.session import build_session
+
+    console = Console(highlight=False, soft_wrap=True)
+    session = build_session(config)
+    resume = folder is not None
+    folder = folder or create_run(out, config, overwrite=overwrite)
+    title = f"{config.recipe}, {config.optimizer.name}, seed {config.seed}"
+    console.print(f"{title}: {config.epochs} epochs of {session.steps_per_epoch} steps on {session.device}")
+    with ProgressBar(config.epochs, len(session.data.train), console) as bar:
+        result = train(session, folder, watchers=[bar], resume=resume, stop_after=stop_after)
+    draw_curves(read_metrics(folder.metrics), folder.curves, title)
+    console.print(f"test accuracy {result.accuracy:.2%}, test loss {result.loss:.4f}")
+    console.print(f"curves: {folder.curves}")
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the program; errors that a user can mend are shown as one line, without a traceback.
+
+    Args:
+        arguments: what follows the program's name; None: the process's own.
+    """
+    try:
+        app(arguments, prog_name="seng")
+    except SengError as error:
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

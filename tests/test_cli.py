@@ -1,0 +1,155 @@
+"""The program, as a person calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seng import cli
+
+QUICK = ("--epochs", "2", "--set", "model.widths=4,8", "--batch-size", "128")
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]):
+    """Call the program in this process: return its exit code and what it printed."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+def _config(out: Path) -> dict:
+    return json.loads((out / "config.json").read_text())
+
+
+def test_train_leaves_a_whole_run_and_prints_the_accuracy(call, tmp_path: Path):
+    out = tmp_path / "run"
+    code, printed = call("train", "--out", out, *QUICK)
+    assert code == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", "curves.png"}
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"test accuracy {last['test_accuracy']:.2%}, test loss {last['test_loss']:.4f}" in printed
+    assert "digits, seng, seed 0: 2 epochs of 11 steps" in printed
+    assert "Traceback" not in printed
+
+
+def test_train_flags_reach_the_settings(call, tmp_path: Path):
+    flags = ("--epochs", "1", "--lr", "0.05", "--batch-size", "500", "--seed", "3", "--device", "cpu")
+    seng = ("--damping", "0.3", "--power", "1", "--refresh-every", "4", "--base", "adamw")
+    code, _ = call("train", "digits", "--out", tmp_path, *flags, *seng, "--set", "trust=none")
+    assert code == 0
+    config = _config(tmp_path)
+    assert (config["epochs"], config["batch_size"], config["seed"]) == (1, 500, 3)
+    assert config["optimizer"]["lr"] == 0.05
+    options = {"damping": 0.3, "power": 1.0, "refresh_every": 4, "base": "adamw", "trust": None}
+    assert options.items() <= config["optimizer"]["seng"].items()
+
+
+def test_train_chooses_the_optimizer(call, tmp_path: Path):
+    assert call("train", "--out", tmp_path, "--optimizer", "sgd", *QUICK)[0] == 0
+    assert _config(tmp_path)["optimizer"]["name"] == "sgd"
+
+
+def test_stop_and_resume_finish_the_run(call, tmp_path: Path):
+    assert call("train", "--out", tmp_path / "parts", *QUICK, "--stop-after", "1")[0] == 0
+    code, printed = call("train", "--out", tmp_path / "parts", *QUICK, "--resume")
+    assert code == 0
+    _, whole = call("train", "--out", tmp_path / "whole", *QUICK)
+    results = [line for text in (printed, whole) for line in text.splitlines() if "%, test loss" in line]
+    assert len(results) == 2
+    assert results[0] == results[1]
+
+
+def test_train_refuses_to_overwrite_unless_told(call, tmp_path: Path):
+    assert call("train", "--out", tmp_path, *QUICK, "--stop-after", "1")[0] == 0
+    code, printed = call("train", "--out", tmp_path, *QUICK)
+    assert code == 2
+    assert "error: seng train: the folder already holds a run" in printed
+    assert call("train", "--out", tmp_path, *QUICK, "--seed", "1", "--overwrite")[0] == 0
+    assert _config(tmp_path)["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nothing",), "unknown recipe"),
+        (("--set", "damping"), "bad --set: expected name=value, got 'damping'"),
+        (("--set", "dampin=1"), "Did you mean 'damping'"),
+        (("--epochs", "none"), "bad value for epochs"),
+        (("--optimizer", "adam"), "Did you mean 'adamw'"),
+        (("--optimizer", "sgd", "--damping", "1"), "unknown setting for digits with sgd"),
+        (("--damping", "-1"), "damping"),
+        (("--device", "abacus"), "the device cannot be used"),
+        (("fashion-resnet", "--data-dir", "nowhere"), "apt-get install dataset-fashion-mnist"),
+        (("--resume",), "there is no run to resume"),
+        (("--resume", "--overwrite"), "exclude each other"),
+        (("--stop-after", "0"), "--stop-after"),
+        (("--nonsense",), "No such option"),
+    ],
+)
+def test_bad_usage_exits_with_2_and_one_clear_message(call, tmp_path: Path, arguments, words: str):
+    code, printed = call("train", "--out", tmp_path / "run", *arguments)
+    assert code == 2
+    assert words in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_is_required(call):
+    code, printed = call("train")
+    assert code == 2
+    assert "Missing option '--out'" in printed
+
+
+@pytest.mark.parametrize("arguments", [("--lr", "3"), ("fashion-resnet",), ("--optimizer", "sgd")])
+def test_resume_refuses_other_settings(call, tmp_path: Path, arguments):
+    assert call("train", "--out", tmp_path, *QUICK, "--stop-after", "1")[0] == 0
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    code, printed = call("train", "--out", tmp_path, "--resume", *arguments)
+    assert code == 2
+    assert "is not what the run was started with" in printed
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_recipes_lists_each_with_its_data(call, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("SENG_DATA", str(tmp_path))
+    code, printed = call("recipes")
+    assert code == 0
+    assert "digits  (data: comes with scikit-learn)" in printed
+    assert "fashion-resnet  (data: absent: apt-get install dataset-fashion-mnist)" in printed
+
+
+def test_help_names_the_commands_and_their_options(call):
+    code, printed = call("--help")
+    assert code == 0
+    assert "train" in printed
+    assert "recipes" in printed
+    code, printed = call("train", "--help")
+    assert code == 0
+    for word in ("--resume", "--overwrite", "--set", "Example:", "Exit codes:"):
+        assert word in printed
+
+
+def test_module_is_the_program(tmp_path: Path):
+    command = [sys.executable, "-m", "seng.cli", "train", "--out", str(tmp_path / "run"), *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "test accuracy" in done.stdout
+
+
+def test_module_shows_errors_without_a_traceback():
+    command = [sys.executable, "-m", "seng.cli", "train", "nothing", "--out", "unused"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: seng train: unknown recipe")
+    assert "Traceback" not in done.stderr
