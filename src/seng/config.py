@@ -1,0 +1,179 @@
+"""Options of the preconditioner, validated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from math import inf, isfinite
+from typing import Any
+
+from torch import nn
+
+from .errors import OptionError, choose
+from .schedules import Schedule
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "damping_mode": ("relative", "absolute"),
+    "scale": ("auto", "gradient", "natural"),
+    "curvature_batch": ("previous", "current"),
+    "positions": ("sum", "expand"),
+    "loss_reduction": ("mean", "sum"),
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "power": 1.0,
+        "damping_mode": "absolute",
+        "scale": "natural",
+        "curvature_batch": "current",
+        "trust": None,
+        "explicit_limit": 700_000,
+    },
+}
+
+Selector = str | type[nn.Module]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides how curvature is estimated, refreshed and applied.
+
+    Args:
+        damping: lambda, or the multiple of the mean eigenvalue that sets it; float or callable of the step, > 0.
+        damping_mode: "relative": lambda_l = damping * trace(K_l) / n. "absolute": lambda_l = damping.
+        scale: "gradient": lambda_l^power * d. "natural": d = (F + lambda I)^-power g. "auto": gradient for
+            power 1, natural below.
+        power: Exponent of (F + lambda I), in (0, 1]. 1 is the natural gradient, 0.5 whitens.
+        refresh_every: Steps between refreshes of the curvature, >= 1; int or callable of the step.
+        curvature_batch: "previous": precondition with the curvature held before, then take this batch in.
+            "current": refresh first.
+        trust: Cap on sqrt(g^T (F + lambda I)^-1 g), > 0, or None.
+        ema: Weight of the old curvature when a new batch is merged in, in [0, 1).
+        estimator: Name in ``seng.factors.ESTIMATORS``.
+        sketch: Name in ``seng.sketch.SKETCHES``.
+        sketch_size: Rows kept by a sketch (of each factor, for implicit layers), >= 1.
+        rank: Rank of each sample's low-rank gradient in the implicit estimator, >= 1.
+        positions: "sum": one row a sample. "expand": each sampled position is a row.
+        memory_budget: Bytes the held curvature may take, or None.
+        distributed: Name in ``seng.distributed.STRATEGIES``, or "auto".
+        include: Module types or name patterns to precondition; None means all supported.
+        exclude: Module types or name patterns to leave out.
+        loss_reduction: How the loss reduces over samples: "mean" or "sum".
+        grad_scaler: torch GradScaler whose scale the captured gradients carry.
+        preset: "paper" for the settings of the paper, or None.
+        seed: Seed of every random draw, >= 0.
+        explicit_limit: Parameters of the largest layer that "auto" treats explicitly or exactly whatever the
+            cost; None lets costs alone decide. Set by the preset.
+
+    Raises:
+        OptionError: A value is of the wrong type or out of range.
+    """
+
+    damping: Schedule[float] = 0.1
+    damping_mode: str = "relative"
+    scale: str = "auto"
+    power: float = 0.5
+    refresh_every: Schedule[int] = 10
+    curvature_batch: str = "previous"
+    trust: float | None = 1.0
+    ema: float = 0.0
+    estimator: str = "auto"
+    sketch: str = "uniform"
+    sketch_size: int = 256
+    rank: int = 16
+    positions: str = "sum"
+    memory_budget: int | None = None
+    distributed: str = "auto"
+    include: Sequence[Selector] | None = None
+    exclude: Sequence[Selector] = ()
+    loss_reduction: str = "mean"
+    grad_scaler: Any = None
+    preset: str | None = None
+    seed: int = 0
+    explicit_limit: int | None = None
+
+    @classmethod
+    def build(cls, call: str, given: dict[str, Any]) -> Options:
+        """Return validated options; a preset supplies defaults that explicit values override."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                fix = f"Did you mean {close[0]!r}" if close else "Remove it"
+                raise OptionError(call, "unknown option", expected="one of " + ", ".join(known), got=name, fix=fix)
+        preset = given.get("preset")
+        defaults = {} if preset is None else choose(PRESETS, preset, call=call, option="preset")
+        options = cls(**{**defaults, **given})
+        options.validate(call)
+        return options
+
+    def validate(self, call: str) -> None:
+        """Raise OptionError at the first value that is out of range."""
+        for name, low, high, open_ends in _RANGES:
+            value = getattr(self, name)
+            if not callable(value):
+                _require_number(call, name, value, low, high, open_ends)
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                _require_count(call, name, value, 0 if name == "seed" else 1)
+        for name, allowed in CHOICES.items():
+            choose(dict.fromkeys(allowed), getattr(self, name), call=call, option=name)
+        for name in ("include", "exclude"):
+            _require_selectors(call, name, getattr(self, name))
+        if self.grad_scaler is not None and not callable(getattr(self.grad_scaler, "get_scale", None)):
+            raise OptionError(
+                call, "grad_scaler out of range", expected="a torch.amp.GradScaler or None", got=self.grad_scaler,
+                fix="Pass the scaler that scales the loss",
+            )  # fmt: skip
+
+    @property
+    def natural(self) -> bool:
+        """Whether directions carry the scale of (F + lambda I)^-power g."""
+        return self.scale == "natural" or (self.scale == "auto" and self.power < 1)
+
+    def with_(self, **changes: Any) -> Options:
+        """Return a copy with some values replaced."""
+        return replace(self, **changes)
+
+
+# name, low, high, which ends are excluded
+_RANGES: tuple[tuple[str, float, float, Callable[[float, float, float], bool]], ...] = (
+    ("damping", 0.0, inf, lambda v, lo, hi: lo < v < hi),
+    ("power", 0.0, 1.0, lambda v, lo, hi: lo < v <= hi),
+    ("trust", 0.0, inf, lambda v, lo, hi: lo < v < hi),
+    ("ema", 0.0, 1.0, lambda v, lo, hi: lo <= v < hi),
+)
+_RANGE_TEXT = {"damping": "> 0", "power": "in (0, 1]", "trust": "> 0 or None", "ema": "in [0, 1)"}
+_COUNTS = ("refresh_every", "sketch_size", "rank", "memory_budget", "seed", "explicit_limit")
+
+
+def _require_number(call: str, name: str, value: Any, low: float, high: float, inside: Callable[..., bool]) -> None:
+    if name == "trust" and value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not isfinite(value) or not inside(value, low, high):
+        raise OptionError(
+            call, f"{name} out of range", expected=f"a number {_RANGE_TEXT[name]}", got=value,
+            fix=f"Pass {name} in range",
+        )  # fmt: skip
+
+
+def _require_count(call: str, name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise OptionError(
+            call, f"{name} out of range", expected=f"an integer >= {least}", got=value, fix=f"Pass {name} in range"
+        )
+
+
+def _require_selectors(call: str, name: str, value: Any) -> None:
+    if value is None and name == "include":
+        return
+    good = isinstance(value, Sequence) and not isinstance(value, str)
+    good = good and all(isinstance(v, str) or (isinstance(v, type) and issubclass(v, nn.Module)) for v in value or ())
+    if not good:
+        raise OptionError(
+            call, f"{name} out of range", expected="a list of module types or name patterns", got=value,
+            fix="Pass for example [nn.Linear, 'encoder.*']",
+        )  # fmt: skip
