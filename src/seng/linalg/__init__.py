@@ -1,0 +1,17 @@
+"""Pure tensor functions, one theorem each: no modules, no random state."""
+
+from .gram import gram_of_products, gram_of_rows
+from .lowrank import low_rank_products
+from .powers import damped_power, shrinkage
+from .woodbury import cholesky_coefficients, eigen_coefficients, inverse_quadratic
+
+__all__ = [
+    "cholesky_coefficients",
+    "damped_power",
+    "eigen_coefficients",
+    "gram_of_products",
+    "gram_of_rows",
+    "inverse_quadratic",
+    "low_rank_products",
+    "shrinkage",
+]

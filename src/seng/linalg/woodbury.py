@@ -1,0 +1,44 @@
+"""Directions from n x n systems (Sherman, Morrison, Woodbury).
+
+Legend: U [p, n], F = U U^T, K = U^T U, y = U^T g, z coefficients with d' = g + U z and d' = damping^power d.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .powers import shrinkage
+
+
+def cholesky_coefficients(factor: Float[Tensor, "n n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return z = -(K + damping I)^-1 y from the lower Cholesky factor of K + damping I.
+
+    Then damping (F + damping I)^-1 g = g + U z. Cost: n^2 multiply-adds. Source: PAPER section 1.
+    """
+    return torch.cholesky_solve(y[:, None], factor)[:, 0].neg_()
+
+
+def eigen_coefficients(
+    values: Float[Tensor, " k"],
+    vectors: Float[Tensor, "n k"],
+    y: Float[Tensor, " n"],
+    damping: Float[Tensor, ""],
+    power: float,
+) -> Float[Tensor, " n"]:
+    """Return z = W shrinkage(E) W^T y with K = W E W^T, for any damping and power. Cost: 2 n k."""
+    return vectors @ (shrinkage(values, damping, power) * (vectors.T @ y))
+
+
+def inverse_quadratic(
+    squared_norm: Float[Tensor, ""],
+    y: Float[Tensor, " n"],
+    z: Float[Tensor, " n"],
+    damping: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Return g^T (F + damping I)^-1 g = (g.g + y.z) / damping, where z are the coefficients of power 1.
+
+    At most 1 when g is the mean gradient of the samples in U. Cost: O(n).
+    """
+    return ((squared_norm + torch.dot(y, z)) / damping).clamp(min=0)
