@@ -1,0 +1,24 @@
+"""Linear layers with any leading dimensions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..types import LayerIO, Product, Rows
+
+
+def linear(module: nn.Module, x: Tensor, g: Tensor, wanted: tuple[str, ...], training: bool) -> LayerIO:
+    """Dimensions between the batch and the features are positions: a [1, n, d_in, s], g [1, n, d_out, s].
+
+    An input without a batch dimension is one sample.
+    """
+    n = x.shape[0] if x.dim() > 1 else 1
+    a, g = x.reshape(n, -1, x.shape[-1]).mT, g.reshape(n, -1, g.shape[-1]).mT
+    return product(a[None], g[None], 1, wanted)
+
+
+def product(a: Tensor, g: Tensor, features: int, wanted: tuple[str, ...]) -> LayerIO:
+    """Return the product of a and g, or the bias rows alone where the weight is frozen."""
+    if "weight" in wanted:
+        return Product(a, g, features, "bias" in wanted)
+    return Rows((g.sum(3).transpose(0, 1).flatten(1),))
