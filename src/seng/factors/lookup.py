@@ -1,0 +1,77 @@
+"""Embeddings: per-sample gradients kept as indices and output gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..linalg.gram import SCRATCH
+from ..types import Grads, Lookup
+from .base import Factor
+
+
+@dataclass(frozen=True)
+class LookupFactor(Factor):
+    """Column i of U adds scale * g[i, s] to row ids[i, s].
+
+    Args:
+        ids: Row indices, [n, s].
+        g: Output gradients, [n, s, d].
+        vocabulary: Number of rows of the weight.
+        scale: Factor on every column.
+    """
+
+    ids: Int[Tensor, "n s"]
+    g: Float[Tensor, "n s d"]
+    vocabulary: int
+    scale: float
+
+    @property
+    def n(self) -> int:
+        return self.g.shape[0]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ((self.vocabulary, self.g.shape[2]),)
+
+    def tile(self, slot: int, start: int, stop: int) -> Float[Tensor, "n rows columns"]:
+        n, s, d = self.g.shape
+        inside = (self.ids >= start) & (self.ids < stop)
+        row = torch.arange(n, device=self.g.device)[:, None].expand(n, s)[inside]
+        out = self.g.new_zeros(n, stop - start, d)
+        return out.index_put_((row, self.ids[inside] - start), self.g[inside] * self.scale, accumulate=True)
+
+    def gram(self) -> Float[Tensor, "n n"]:
+        """Only rows that some sample uses matter. Cost: n^2 d min(s^2, rows in use)."""
+        used, ids = self.ids.unique(return_inverse=True)
+        n, s, d = self.g.shape
+        if len(used) < s * s:
+            return LookupFactor(ids, self.g, len(used), self.scale).gram_by_tiles()
+        k = self.g.new_empty(n, n)
+        flat, flat_ids = self.g.reshape(n * s, d), ids.reshape(-1)
+        step = max(1, SCRATCH // (n * s * s))
+        for i in range(0, n, step):
+            part = slice(i * s, min(n, i + step) * s)
+            same = flat_ids[part, None] == flat_ids
+            k[i : i + step] = (flat[part] @ flat.T).mul_(same).view(-1, s, n, s).sum((1, 3))
+        return k.mul_(self.scale**2)
+
+    def mv(self, v: Grads) -> Float[Tensor, " n"]:
+        """Cost: n s d multiply-adds."""
+        return (v[0].view(self.shapes[0])[self.ids] * self.g).sum((1, 2)) * self.scale
+
+    def add_rmv_(self, v: Grads, c: Float[Tensor, " n"], beta: float = 1.0) -> None:
+        """Cost: n s d multiply-adds, and one pass over the weight where beta is not 1."""
+        weight = v[0].view(self.shapes[0])
+        if beta != 1.0:
+            weight.mul_(beta)
+        weighted = self.g * (c * self.scale)[:, None, None]
+        weight.index_add_(0, self.ids.reshape(-1), weighted.flatten(0, 1))
+
+
+def lookup(io: Lookup, scale: float, dtype: torch.dtype) -> LookupFactor:
+    """Keep indices and output gradients. Memory: n s d."""
+    return LookupFactor(io.ids, io.g.to(dtype), io.vocabulary, scale)
