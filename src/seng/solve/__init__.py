@@ -1,0 +1,23 @@
+"""Solve states: what is kept of K between refreshes, and the coefficients it gives.
+
+``init(gram, damping, cholesky=...)`` returns a state; ``coefficients(state, y, damping, power)`` returns z with
+damping^power (F + damping I)^-power g = g + U z for y = U^T g.
+"""
+
+from .cholesky import CholeskyState
+from .eigen import EigenState
+from .ladder import FactorisationError, init
+from .state import SolveState, coefficients, spectrum
+
+SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, EigenState)}
+
+__all__ = [
+    "SOLVE_TYPES",
+    "CholeskyState",
+    "EigenState",
+    "FactorisationError",
+    "SolveState",
+    "coefficients",
+    "init",
+    "spectrum",
+]

@@ -1,0 +1,45 @@
+"""Cholesky factor of K + damping I: power 1 and one damping."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..linalg import cholesky_coefficients
+from .eigen import EigenState
+from .state import SolveState
+
+
+@dataclass(frozen=True)
+class CholeskyState(SolveState):
+    """L with L L^T = K + damping I. About ten times cheaper to make than eigenvalues.
+
+    Args:
+        factor: L, lower triangular, [n, n].
+        damping: The damping (jitter included) inside L, 0-d.
+    """
+
+    factor: Float[Tensor, "n n"]
+    damping: Float[Tensor, ""]
+
+    def coefficients(self, y: Float[Tensor, " n"], damping: Tensor, power: float) -> Float[Tensor, " n"]:
+        """Cost: n^2; another damping or power costs eigenvalues first, n^3."""
+        if power == 1.0 and (damping is self.damping or bool(damping == self.damping)):
+            return cholesky_coefficients(self.factor, y)
+        return self.to_eigen().coefficients(y, damping, power)
+
+    def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self.factor @ (self.factor.T @ x) - self.damping * x
+
+    def spectrum(self) -> Float[Tensor, " n"]:
+        return self.to_eigen().values
+
+    def to_eigen(self) -> EigenState:
+        """Return the eigenvalues of K. Cost: n^3."""
+        k = (self.factor @ self.factor.T).double()
+        k.diagonal().sub_(self.damping)
+        values, vectors = torch.linalg.eigh(k)
+        return EigenState(values.clamp(min=0).to(self.factor.dtype), vectors.to(self.factor.dtype))

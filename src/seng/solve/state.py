@@ -1,0 +1,38 @@
+"""What a solve state answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class SolveState(ABC):
+    """A factorisation of K [n, n].
+
+    Laws: ``matvec(x)`` = K x; ``coefficients`` = -((K + damping I)^-power - damping^-power I) damping^power
+    K^+ y up to sign, that is z with damping^power (F + damping I)^-power g = g + U z.
+    """
+
+    @abstractmethod
+    def coefficients(self, y: Float[Tensor, " n"], damping: Tensor, power: float) -> Float[Tensor, " n"]:
+        """Return z for y = U^T g."""
+
+    @abstractmethod
+    def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return K x."""
+
+    @abstractmethod
+    def spectrum(self) -> Float[Tensor, " n"]:
+        """Return the eigenvalues of K, ascending."""
+
+
+def coefficients(state: SolveState, y: Float[Tensor, " n"], damping: Tensor, power: float) -> Float[Tensor, " n"]:
+    """Return z with damping^power (F + damping I)^-power g = g + U z."""
+    return state.coefficients(y, damping, power)
+
+
+def spectrum(state: SolveState) -> Float[Tensor, " n"]:
+    """Return the eigenvalues of K, ascending."""
+    return state.spectrum()
