@@ -1,0 +1,168 @@
+"""Blocks: which parameters are preconditioned together, under which names, and which pass through and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from .capture import Watched
+from .config import Options, Selector
+from .errors import ModelError, OptionError
+from .layers import LAYERS, UNSUPPORTED_CONTAINERS, layer_function
+
+
+@dataclass(frozen=True)
+class Block:
+    """Parameters preconditioned together: those of one layer, or of all layers that share one.
+
+    Args:
+        name: Qualified name of the first module.
+        parameters: Trainable parameters, each once.
+        parameter_names: Their qualified names.
+        members: The modules, each with the positions of its parameters in ``parameters``.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    parameter_names: tuple[str, ...]
+    members: tuple[tuple[Watched, tuple[int, ...]], ...]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of the curvature: at least float32."""
+        return torch.promote_types(self.parameters[0].dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The model as the preconditioner sees it.
+
+    Args:
+        blocks: By name.
+        passed: Reason by qualified name of each trainable parameter that no block holds.
+        passing: Those parameters.
+    """
+
+    blocks: dict[str, Block]
+    passed: dict[str, str]
+    passing: dict[str, nn.Parameter]
+
+
+def lay_out(model: nn.Module, options: Options, call: str) -> Layout:
+    """Group the model's trainable parameters into blocks.
+
+    Raises:
+        ModelError: No trainable parameter, or no supported layer among those selected.
+        OptionError: A pattern of include or exclude matches no module.
+    """
+    names = {parameter: _clean(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not names:
+        raise ModelError(
+            call, "the model has no trainable parameters", expected="at least one", got=type(model).__name__,
+            fix="Pass a model with parameters that require gradients",
+        )  # fmt: skip
+    modules = [(_clean(name), module) for name, module in model.named_modules()]
+    _require_matches(modules, options, call)
+    reasons: dict[nn.Parameter, str] = {}
+    watched = _select(modules, options, reasons)
+    blocks = _group(watched, names)
+    if not blocks:
+        raise ModelError(
+            call, "no supported layer", expected="one of " + ", ".join(kind.__name__ for kind in LAYERS),
+            got=type(model).__name__, fix="Use a plain optimizer, or check include and exclude",
+        )  # fmt: skip
+    held = {parameter for block in blocks.values() for parameter in block.parameters}
+    passing = {name: parameter for parameter, name in names.items() if parameter not in held}
+    passed = {name: reasons.get(parameter, "no module owns it") for name, parameter in passing.items()}
+    return Layout(blocks, passed, passing)
+
+
+def unwrap(model: nn.Module, call: str) -> nn.Module:
+    """Return the model inside DistributedDataParallel and torch.compile, whose names and hooks are used.
+
+    Raises:
+        ModelError: The wrapper replicates or shards modules in a way hooks cannot follow.
+    """
+    if isinstance(model, nn.DataParallel):
+        raise ModelError(
+            call, "unsupported wrapper", expected="a module, DistributedDataParallel or torch.compile",
+            got=type(model).__name__, fix="Use torch.nn.parallel.DistributedDataParallel",
+        )  # fmt: skip
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrap(model.module, call)
+    inner = getattr(model, "_orig_mod", None)
+    return unwrap(inner, call) if isinstance(inner, nn.Module) else model
+
+
+def _clean(name: str) -> str:
+    """Return a qualified name without what compiled submodules add to it."""
+    return name.removeprefix("_orig_mod.").replace("._orig_mod", "")
+
+
+def _matches(name: str, module: nn.Module, selectors: Iterable[Selector]) -> bool:
+    return any(fnmatchcase(name, s) if isinstance(s, str) else isinstance(module, s) for s in selectors)
+
+
+def _require_matches(modules: list[tuple[str, nn.Module]], options: Options, call: str) -> None:
+    for option in ("include", "exclude"):
+        for selector in getattr(options, option) or ():
+            if not any(_matches(name, module, [selector]) for name, module in modules):
+                raise OptionError(
+                    call, f"a selector of {option} matches no module", expected="a type or pattern of this model",
+                    got=selector, fix="See model.named_modules() for the names",
+                )  # fmt: skip
+
+
+def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dict[nn.Parameter, str]) -> list[Watched]:
+    inside = {
+        child: reason
+        for _, module in modules
+        for kind, reason in UNSUPPORTED_CONTAINERS.items()
+        if isinstance(module, kind)
+        for child in module.modules()
+    }
+    watched = []
+    for name, module in modules:
+        own = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if not own:
+            continue
+        function = layer_function(module)
+        wanted = tuple(key for key in ("weight", "bias") if key in own)
+        if module in inside:
+            reason = inside[module]
+        elif function is None:
+            reason = f"{type(module).__name__} is not supported"
+        elif options.include is not None and not _matches(name, module, options.include):
+            reason = "not included"
+        elif _matches(name, module, options.exclude):
+            reason = "excluded"
+        else:
+            reason = f"{type(module).__name__} computes its own weight"
+            if wanted:
+                assert function is not None
+                watched.append(Watched(name, module, function, wanted))
+        reasons.update(dict.fromkeys(own.values(), reason))
+    return watched
+
+
+def _group(watched: list[Watched], names: dict[nn.Parameter, str]) -> dict[str, Block]:
+    """Join modules that share a parameter."""
+    groups: list[tuple[set[nn.Parameter], list[Watched]]] = []
+    for entry in watched:
+        own = {getattr(entry.module, key) for key in entry.wanted}
+        joined = [group for group in groups if group[0] & own]
+        groups = [group for group in groups if not group[0] & own]
+        members = [member for group in joined for member in group[1]] + [entry]
+        groups.append((own.union(*(group[0] for group in joined)), members))
+    blocks = {}
+    for _, members in groups:
+        parameters = list(dict.fromkeys(getattr(member.module, key) for member in members for key in member.wanted))
+        index = {parameter: k for k, parameter in enumerate(parameters)}
+        slots = tuple((m, tuple(index[getattr(m.module, key)] for key in m.wanted)) for m in members)
+        block = Block(members[0].name, tuple(parameters), tuple(names[p] for p in parameters), slots)
+        blocks[block.name] = block
+    return blocks
