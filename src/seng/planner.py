@@ -1,0 +1,199 @@
+"""Chooses how the curvature of each block is kept, from shapes, operation counts and a memory budget.
+
+Legend: n samples, s positions, c groups, d_in and d_out features of a group, p parameters, r rank, q sketch rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from .config import Options
+from .errors import MemoryBudgetError
+from .factors import implicit_gram_is_cheaper
+from .types import Choice, LayerIO, Lookup, Product, parameters_of
+
+PAPER_LIMIT = 700_000  # parameters above which the paper treats a layer implicitly
+EXACT_LIMIT = 2**28  # bytes of one block's curvature beyond which "auto" sketches
+REFRESH_SHARE = 40.0  # flops of a refresh, in backward passes of the block, beyond which "auto" sketches
+EIGEN_FLOPS = 10.0  # flops of an eigendecomposition, in n^3
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of one block on one batch."""
+
+    kind: str
+    n: int
+    p: int
+    c: int = 1
+    s: int = 1
+    d_in: int = 1
+    d_out: int = 1
+    itemsize: int = 4
+
+    @staticmethod
+    def of(io: LayerIO, itemsize: int = 4) -> Size:
+        """Read the shape off what a layer captured."""
+        p = parameters_of(io)
+        if isinstance(io, Product):
+            c, n, d_out, s = io.g.shape
+            return Size("product", n, p, c, s, io.d_in, d_out, itemsize)
+        if isinstance(io, Lookup):
+            return Size("lookup", io.n, p, 1, io.g.shape[1], 1, io.g.shape[2], itemsize)
+        return Size("rows", io.n, p, itemsize=itemsize)
+
+    @property
+    def backward_flops(self) -> float:
+        """Weight and input gradients of the block, the unit that costs are compared with."""
+        weight = 4.0 * self.c * self.n * self.s * self.d_in * self.d_out
+        return weight if self.kind == "product" else 8.0 * self.n * self.s * max(self.p, self.d_out)
+
+
+def operator_cost(size: Size, choice: Choice) -> Choice:
+    """Cost of keeping inputs and output gradients."""
+    n, s, both = size.n, size.s, size.d_in + size.d_out
+    if size.kind == "lookup":
+        flops = 2.0 * n * n * s * min(s, n) * size.d_out
+        return _costed(choice, size, n * s * (size.d_out + 2), flops, 4.0 * n * s * size.d_out)
+    cheap = implicit_gram_is_cheaper(n, s, size.d_in, size.d_out)
+    whole = size.d_in * size.d_out
+    gram = n * n * s * s * both if cheap else n * s * whole + n * n * whole
+    return _costed(choice, size, size.c * n * s * both, 2.0 * size.c * gram, 4.0 * size.c * n * s * whole)
+
+
+def rows_cost(size: Size, choice: Choice) -> Choice:
+    """Cost of written out per-sample gradients; their products are bound by memory, not by arithmetic."""
+    k = min(size.n, size.p)
+    form = size.c * size.n * size.s * size.d_in * size.d_out
+    return _costed(choice, size, k * size.p, 2.0 * form + 2.0 * size.n * k * size.p, 4.0 * k * size.p, memory_bound=4.0)
+
+
+def sketched_rows_cost(size: Size, choice: Choice) -> Choice:
+    """Cost of written out per-sample gradients with a sketched system."""
+    q = min(choice.sketch_size, size.p)
+    form = size.c * size.n * size.s * size.d_in * size.d_out
+    flops = 2.0 * form + 2.0 * size.n * size.n * q
+    return _costed(choice, size, size.n * (size.p + q), flops, 2.0 * size.n * (size.p + q), memory_bound=4.0)
+
+
+def implicit_cost(size: Size, choice: Choice) -> Choice:
+    """Cost of low-rank per-sample gradients with both sides sampled."""
+    if size.kind != "product":
+        return operator_cost(size, choice) if size.kind == "lookup" else rows_cost(size, choice)
+    r, q = min(choice.rank, size.s), choice.sketch_size
+    sampled = min(q, size.d_in) + min(q, size.d_out)
+    both = size.d_in + size.d_out
+    low_rank = 0.0 if r == size.s else 4.0 * size.n * size.s * both * (r + 4)
+    refresh = size.c * (low_rank + 2.0 * size.n**2 * r * r * sampled)
+    apply = 2.0 * size.c * size.n * r * (size.d_in * size.d_out + sampled * min(q, size.d_in))
+    return _costed(choice, size, size.c * size.n * r * (both + sampled), refresh, apply)
+
+
+def _costed(
+    choice: Choice, size: Size, elements: float, gram: float, apply: float, memory_bound: float = 1.0
+) -> Choice:
+    k = min(size.n, size.p)
+    solve = EIGEN_FLOPS * k**3
+    nbytes = int((elements + k * k) * size.itemsize)
+    return replace(choice, nbytes=nbytes, refresh_flops=gram + solve, apply_flops=apply * memory_bound + 4.0 * k * k)
+
+
+COSTS: dict[str, Callable[[Size, Choice], Choice]] = {
+    "operator": operator_cost,
+    "rows": rows_cost,
+    "sketched-rows": sketched_rows_cost,
+    "implicit": implicit_cost,
+    "truncated": rows_cost,
+    "paper-code": implicit_cost,
+}
+
+# option -> estimators it may use, exact ones first
+CANDIDATES: dict[str, tuple[str, ...]] = {
+    "auto": ("operator", "rows", "implicit"),
+    "exact": ("operator", "rows"),
+    "explicit": ("sketched-rows",),
+    "implicit": ("implicit",),
+    "truncated": ("truncated",),
+    "paper-code": ("paper-code",),
+}
+
+
+def choose_block(size: Size, options: Options, interval: int) -> Choice:
+    """Return the estimator with the least work a step, refreshes spread over their interval.
+
+    "auto" leaves the exact ones where a layer is above ``explicit_limit`` parameters, or where the cheapest exact one
+    would hold more than EXACT_LIMIT bytes or refresh in more than REFRESH_SHARE backward passes.
+    """
+    limit = options.explicit_limit
+    above = size.p > (PAPER_LIMIT if limit is None else limit)
+    base = Choice("", options.rank, options.sketch, options.sketch_size, implicit=above and size.kind == "product")
+    names = [name for name in CANDIDATES[options.estimator] if _fits(name, size)]
+    costed = {name: COSTS[name](size, replace(base, estimator=name)) for name in names}
+
+    def work(choice: Choice) -> float:
+        return choice.apply_flops + choice.refresh_flops / interval
+
+    exact = [choice for name, choice in costed.items() if name in ("operator", "rows")]
+    if not exact:
+        return replace(costed[names[0]], reason="asked for")
+    best = min(exact, key=work)
+    if "implicit" not in costed:
+        return replace(best, reason="least work of the exact forms")
+    if limit is not None:
+        too_large = size.p > limit and size.kind == "product"
+        reason = f"above {limit:,} parameters"
+    else:
+        too_large = best.nbytes > EXACT_LIMIT or best.refresh_flops > REFRESH_SHARE * size.backward_flops
+        reason = "exact would cost too much memory or time"
+    if too_large and work(costed["implicit"]) < work(best):
+        return replace(costed["implicit"], reason=reason)
+    return replace(best, reason="exact is affordable")
+
+
+def _fits(name: str, size: Size) -> bool:
+    if size.kind == "rows":
+        return name != "operator"
+    return name != "rows" or size.kind == "product"
+
+
+def choose_all(sizes: Mapping[str, Size], options: Options, interval: int, call: str) -> dict[str, Choice]:
+    """Return a choice for every block, within the memory budget where there is one.
+
+    Blocks are moved, largest first, to the form that holds least until the budget is met.
+
+    Raises:
+        MemoryBudgetError: Even the smallest forms need more.
+    """
+    choices = {name: choose_block(size, options, interval) for name, size in sizes.items()}
+    budget = options.memory_budget
+    if budget is None:
+        return choices
+    for name in sorted(choices, key=lambda name: -choices[name].nbytes):
+        if total_bytes(choices) <= budget:
+            break
+        smaller = _smallest(sizes[name], options, choices[name])
+        choices[name] = smaller if smaller.nbytes < choices[name].nbytes else choices[name]
+    if total_bytes(choices) > budget:
+        largest = max(choices, key=lambda name: choices[name].nbytes)
+        raise MemoryBudgetError(
+            call, "no plan fits memory_budget", expected=f"at least {total_bytes(choices)} bytes", got=budget,
+            layer=largest, fix="Raise memory_budget, lower rank, use a smaller batch or exclude the largest layers",
+        )  # fmt: skip
+    return choices
+
+
+def total_bytes(choices: Mapping[str, Choice]) -> int:
+    """Bytes held by all blocks."""
+    return sum(choice.nbytes for choice in choices.values())
+
+
+def _smallest(size: Size, options: Options, current: Choice) -> Choice:
+    names = CANDIDATES[options.estimator]
+    forms = []
+    for name in filter(lambda name: _fits(name, size), names):
+        ranks = {options.rank, max(1, options.rank // 4), 1} if name == "implicit" else {options.rank}
+        for rank in ranks:
+            form = replace(current, estimator=name, rank=rank, reason="to fit the memory budget")
+            forms.append(COSTS[name](size, form))
+    return min(forms, key=lambda form: form.nbytes)
