@@ -1,0 +1,140 @@
+"""The curvature of one block, and how a refresh makes it from what the layer captured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .blocks import Block
+from .config import Options
+from .errors import BatchError, OptionError
+from .factors import Combined, Explicit, Factor, build_factor, merge, truncate
+from .schedules import value_at
+from .sketch import generator_for
+from .solve import EigenState, SolveState, init
+from .types import Choice, LayerIO, expand_positions, join_uses
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What is held between refreshes.
+
+    Args:
+        factor: U as an operator.
+        state: Factorisation of K = U^T U.
+        mean: Mean eigenvalue trace(K) / samples, the unit of relative damping, 0-d.
+        samples: Number of samples (rows, with positions expanded) behind U.
+        step: Step of the refresh.
+        damping: The damping in force at the refresh, 0-d.
+    """
+
+    factor: Factor
+    state: SolveState
+    mean: Tensor
+    samples: int
+    step: int
+    damping: Tensor
+
+    def nbytes(self) -> int:
+        """Bytes held by U; the n x n state comes on top."""
+        return self.factor.nbytes()
+
+
+def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
+    """Return lambda of a block at a step, 0-d.
+
+    Raises:
+        OptionError: A schedule gave a value that is not a positive number.
+    """
+    value = value_at(options.damping, step)
+    if not 0 < value < float("inf"):
+        raise OptionError(
+            "step()", "damping schedule out of range", expected="a number > 0", got=value,
+            fix=f"Correct the schedule at step {step}",
+        )  # fmt: skip
+    return mean * value if options.damping_mode == "relative" else torch.full_like(mean, value)
+
+
+def block_io(block: Block, layers: dict[str, LayerIO]) -> tuple[tuple[LayerIO, tuple[int, ...]], ...]:
+    """Return what each member of a block gave, with the positions of its parameters; alike members are joined."""
+    parts = [(layers[watched.name], slots) for watched, slots in block.members if watched.name in layers]
+    alike = len({slots for _, slots in parts}) == 1 and len({type(io) for io, _ in parts}) == 1
+    if len({io.n for io, _ in parts}) > 1:
+        raise BatchError(
+            "step()", "modules that share a parameter saw different numbers of samples", expected=f"{parts[0][0].n}",
+            got=[io.n for io, _ in parts], layer=block.name, fix="Use them in the same micro-batches, or exclude them",
+        )  # fmt: skip
+    if not alike or len({io.shapes for io, _ in parts}) > 1:
+        return tuple(parts)
+    return ((join_uses([io for io, _ in parts]), parts[0][1]),)
+
+
+def refresh(
+    block: Block,
+    parts: tuple[tuple[LayerIO, tuple[int, ...]], ...],
+    choice: Choice,
+    samples: int,
+    options: Options,
+    step: int,
+    old: Curvature | None,
+) -> tuple[Curvature, int]:
+    """Make a block's curvature from one batch, merged into the old one where ``ema`` asks for it.
+
+    Returns:
+        The curvature, and how many rungs of the factorisation ladder failed before one held.
+
+    Raises:
+        FactorisationError: No factorisation held.
+    """
+    factor, samples = _factor(block, parts, choice, samples, options, step)
+    gram = factor.gram()
+    mean = gram.diagonal().sum() / samples
+    if options.ema > 0 and old is not None and isinstance(old.factor, Explicit):
+        factor = merge(old.factor, factor, options.ema)
+        mean = options.ema * old.mean + (1 - options.ema) * mean
+    damping = damping_at(options, step, mean)
+    if choice.estimator == "truncated" or options.ema > 0:
+        _, failed = init(gram, damping, cholesky=True)  # a Gram matrix that cannot be factorised is refused here
+        summary, values = truncate(factor, damping, limit=samples)
+        state: SolveState = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
+        return Curvature(summary, state, mean, samples, step, damping), failed
+    steady = not callable(options.damping) or value_at(options.refresh_every, step) == 1
+    state, failed = init(gram, damping, cholesky=options.power == 1.0 and (steady or factor.frozen_damping))
+    return Curvature(factor, state, mean, samples, step, damping), failed
+
+
+def _factor(
+    block: Block,
+    parts: tuple[tuple[LayerIO, tuple[int, ...]], ...],
+    choice: Choice,
+    samples: int,
+    options: Options,
+    step: int,
+) -> tuple[Factor, int]:
+    generator = generator_for(options.seed, step, block.name)
+    dtype = block.compute_dtype
+    io, slots = parts[0]
+    if len(parts) > 1 or len(slots) < len(block.parameters):
+        return _tied_factor(block, parts, _scale(samples, options), generator), samples
+    if options.positions == "expand":
+        io, samples = expand_positions(io, max(io.n, options.sketch_size), generator)
+    return build_factor(io, choice, _scale(samples, options), dtype, generator), samples
+
+
+def _tied_factor(
+    block: Block, parts: tuple[tuple[LayerIO, tuple[int, ...]], ...], scale: float, generator: torch.Generator
+) -> Factor:
+    """Keep modules that share some of their parameters as they were captured, one row a sample."""
+    shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
+    every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
+    keep = Choice("operator")
+    terms = tuple(build_factor(io, keep, scale, block.compute_dtype, generator) for io, _ in parts)
+    return Combined(terms, tuple(slots for _, slots in parts), every)
+
+
+def _scale(samples: int, options: Options) -> float:
+    """Return what turns captured gradients into columns of U: sqrt(n) for mean losses, 1 / sqrt(n) for sums."""
+    scale = samples**0.5 if options.loss_reduction == "mean" else samples**-0.5
+    return scale if options.grad_scaler is None else scale / options.grad_scaler.get_scale()
