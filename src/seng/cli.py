@@ -21,9 +21,7 @@ from .train.folder import RunFolder, create_run, open_run
 from .train.metrics import read_metrics
 from .train.settings import override, settings
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 EPILOG = "Exit codes: 0 done, 1 an unexpected failure, 2 a wrong option or unusable data, 130 interrupted."
 
@@ -56,9 +54,7 @@ def train_command(
     refresh_every: Annotated[
         str | None, typer.Option(metavar="N", help="Steps between refreshes of SENG's curvature.")
     ] = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Optimizer behind SENG: sgd, adamw or muon.")
-    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="NAME", help="Optimizer behind SENG: sgd, adamw or muon.")] = None,
     data_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the data; else SENG_DATA, else Debian's.")
     ] = None,
@@ -115,9 +111,7 @@ def _assignment(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _check_same(
-    config: RunConfig, recipe: str | None, optimizer: str | None, changes: dict[str, str]
-) -> None:
+def _check_same(config: RunConfig, recipe: str | None, optimizer: str | None, changes: dict[str, str]) -> None:
     """Refuse to resume a run with settings other than those it was started with."""
     asked = settings(override(config, changes)) | {
         "recipe": recipe or config.recipe,
@@ -134,9 +128,7 @@ def _check_same(
             )
 
 
-def _run(
-    config: RunConfig, folder: RunFolder | None, out: Path, overwrite: bool, stop_after: int | None
-) -> None:
+def _run(config: RunConfig, folder: RunFolder | None, out: Path, overwrite: bool, stop_after: int | None) -> None:
     """Train with a progress bar, print the result and draw the curves."""
     from .train.curves import draw_curves  # these take seconds to import: --help needs neither
     from .train.loop import train

@@ -157,9 +157,7 @@ def _fashion_split(folder: Path, prefix: str) -> tuple[Float[Tensor, "n h w"], I
     if len(images) != len(labels):
         raise _wrong(folder, f"{prefix}-labels", f"{len(images)} labels, one a picture", len(labels))
     if len(labels) == 0 or labels.max() > 9:
-        raise _wrong(
-            folder, f"{prefix}-labels", "labels from 0 to 9", int(labels.max()) if len(labels) else None
-        )
+        raise _wrong(folder, f"{prefix}-labels", "labels from 0 to 9", int(labels.max()) if len(labels) else None)
     return images.float(), labels.long()
 
 
@@ -171,9 +169,7 @@ def _required(folder: Path, name: str) -> Path:
 
 
 def _wrong(folder: Path, name: str, expected: str, got: object) -> DataError:
-    return DataError(
-        "load_fashion", f"bad or missing {folder / name}", expected=expected, got=got, fix=GET_FASHION
-    )
+    return DataError("load_fashion", f"bad or missing {folder / name}", expected=expected, got=got, fix=GET_FASHION)
 
 
 def load_fashion(config: DataConfig) -> Dataset:
@@ -182,9 +178,7 @@ def load_fashion(config: DataConfig) -> Dataset:
     if folder is None:
         named = config.data_dir or os.environ.get("SENG_DATA") or str(DEBIAN_FASHION)
         problem = "Fashion-MNIST is not here"
-        raise DataError(
-            "load_fashion", problem, expected="a folder with its files", got=named, fix=GET_FASHION
-        )
+        raise DataError("load_fashion", problem, expected="a folder with its files", got=named, fix=GET_FASHION)
     return _standardised(*_fashion_split(folder, "train"), *_fashion_split(folder, "t10k"))
 
 

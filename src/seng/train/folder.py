@@ -90,6 +90,4 @@ def open_run(path: Path) -> tuple[RunFolder, RunConfig]:
     except (OSError, ValueError) as error:
         problem = f"{folder.config} cannot be read"
         fix = "Start a new run"
-        raise CheckpointError(
-            "seng train", problem, expected="a run's settings", got=str(error), fix=fix
-        ) from error
+        raise CheckpointError("seng train", problem, expected="a run's settings", got=str(error), fix=fix) from error

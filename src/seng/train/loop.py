@@ -95,9 +95,7 @@ def _run_epoch(
     _finite(tested.loss, step)
     _tell(
         watchers,
-        EpochRecord(
-            epoch + 1, step, train_loss, train_accuracy, tested.loss, tested.accuracy, seconds, speed
-        ),
+        EpochRecord(epoch + 1, step, train_loss, train_accuracy, tested.loss, tested.accuracy, seconds, speed),
     )
     return Position(step, seconds), tested
 

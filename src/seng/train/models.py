@@ -44,9 +44,7 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
         self.relu = nn.ReLU()
 
     def forward(self, inputs: Float[Tensor, "n before h w"]) -> Float[Tensor, "n after h2 w2"]:
@@ -72,9 +70,7 @@ def small_resnet(widths: tuple[int, ...], channels: int = 1, classes: int = 10) 
         ResidualBlock(before, after, stride=1 if index == 0 else 2)
         for index, (before, after) in enumerate(itertools.pairwise((widths[0], *widths)))
     ]
-    return nn.Sequential(
-        *stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)
-    )
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
 def deep_autoencoder(widths: tuple[int, ...]) -> nn.Module:

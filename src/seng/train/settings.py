@@ -148,9 +148,7 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
             return value
         if isinstance(kind, type) and isinstance(value, (float, int) if kind is float else kind):
             return value
-    raise ConfigError(
-        "from_dict", f"bad value for {name}", expected=describe(hint), got=value, fix=OTHER_VERSION
-    )
+    raise ConfigError("from_dict", f"bad value for {name}", expected=describe(hint), got=value, fix=OTHER_VERSION)
 
 
 def describe(hint: Any) -> str:
