@@ -79,6 +79,19 @@ def test_train_refuses_to_overwrite_unless_told(call, tmp_path: Path):
     assert _config(tmp_path)["seed"] == 1
 
 
+def test_interrupted_run_says_how_to_go_on_and_does(call, tmp_path: Path, monkeypatch):
+    with monkeypatch.context() as patch:
+
+        def interrupt(self: object, samples: int) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("seng.train.progress.ProgressBar.advanced", interrupt)
+        code, printed = call("train", "--out", tmp_path, *QUICK)
+    assert code == 130
+    assert f"interrupted; whole epochs are kept: seng train --out {tmp_path} --resume goes on" in printed
+    assert call("train", "--out", tmp_path, "--resume")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -142,7 +142,11 @@ def _run(config: RunConfig, folder: RunFolder | None, out: Path, overwrite: bool
     title = f"{config.recipe}, {config.optimizer.name}, seed {config.seed}"
     console.print(f"{title}: {config.epochs} epochs of {session.steps_per_epoch} steps on {session.device}")
     with ProgressBar(config.epochs, len(session.data.train), console) as bar:
-        result = train(session, folder, watchers=[bar], resume=resume, stop_after=stop_after)
+        try:
+            result = train(session, folder, watchers=[bar], resume=resume, stop_after=stop_after)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; whole epochs are kept: seng train --out {out} --resume goes on")
+            raise typer.Exit(130) from None
     draw_curves(read_metrics(folder.metrics), folder.curves, title)
     console.print(f"test accuracy {result.accuracy:.2%}, test loss {result.loss:.4f}")
     console.print(f"curves: {folder.curves}")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from seng.errors import SengError
+from seng.optimizer import SENG
 from seng.recipes import build_recipe
 from seng.train import build_session
 from seng.train.config import LossConfig, OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
@@ -61,10 +62,12 @@ def test_seng_refuses_an_option_out_of_range():
 
 
 def test_seng_is_refreshed_densely_at_first_where_asked():
-    config = OptimizerConfig("seng", lr=0.1, seng=SengConfig(refresh_always_until=3))
-    model = nn.Linear(4, 2)
-    optimizer = build_optimizer(model, config, seed=0)
-    assert type(optimizer).__name__ == "SENG"
+    config = OptimizerConfig("seng", lr=0.1, seng=SengConfig(refresh_every=7, refresh_always_until=3))
+    optimizer = build_optimizer(nn.Linear(4, 2), config, seed=0)
+    assert isinstance(optimizer, SENG)
+    every = optimizer.preconditioner.options.refresh_every
+    assert callable(every)
+    assert [every(step) for step in range(5)] == [1, 1, 1, 7, 7]
 
 
 def test_label_smoothing_reaches_the_loss():
