@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from .errors import OptionError, choose
-from .schedules import Schedule
+from .schedules import Schedule, value_at
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "damping_mode": ("relative", "absolute"),
@@ -112,11 +112,12 @@ class Options:
         """Raise OptionError at the first value that is out of range."""
         for name, low, high, open_ends in _RANGES:
             value = getattr(self, name)
-            if not callable(value):
+            if not (name == "damping" and callable(value)):
                 _require_number(call, name, value, low, high, open_ends)
         for name in _COUNTS:
             value = getattr(self, name)
-            if value is not None and not callable(value):
+            absent = name in _OPTIONAL_COUNTS and value is None
+            if not absent and not (name == "refresh_every" and callable(value)):
                 _require_count(call, name, value, 0 if name == "seed" else 1)
         for name, allowed in CHOICES.items():
             choose(dict.fromkeys(allowed), getattr(self, name), call=call, option=name)
@@ -127,6 +128,40 @@ class Options:
                 call, "grad_scaler out of range", expected="a torch.amp.GradScaler or None", got=self.grad_scaler,
                 fix="Pass the scaler that scales the loss",
             )  # fmt: skip
+
+    def damping_at(self, step: int) -> float:
+        """Return the option's value at a step.
+
+        Raises:
+            OptionError: The schedule gave a value that is not a positive number.
+        """
+        value = value_at(self.damping, step)
+        if not _is_number(value) or not 0 < value < inf:
+            raise OptionError(
+                "step()", "damping schedule out of range", expected="a number > 0", got=value,
+                fix=f"Correct the schedule at step {step}",
+            )  # fmt: skip
+        return value
+
+    def interval_at(self, step: int, call: str = "step()") -> int:
+        """Return the steps between refreshes in force at a step.
+
+        Raises:
+            OptionError: The schedule gave a value that is not an integer >= 1.
+        """
+        value = value_at(self.refresh_every, step)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise OptionError(
+                call, "refresh_every schedule out of range", expected="an integer >= 1", got=value,
+                fix=f"Correct the schedule at step {step}",
+            )  # fmt: skip
+        return value
+
+    def require_schedules(self, step: int) -> None:
+        """Raise OptionError if a schedule is out of range at a step, or at the next one, which is prepared now."""
+        self.damping_at(step)
+        self.interval_at(step)
+        self.interval_at(step + 1)
 
     @property
     def natural(self) -> bool:
@@ -147,13 +182,17 @@ _RANGES: tuple[tuple[str, float, float, Callable[[float, float, float], bool]], 
 )
 _RANGE_TEXT = {"damping": "> 0", "power": "in (0, 1]", "trust": "> 0 or None", "ema": "in [0, 1)"}
 _COUNTS = ("refresh_every", "sketch_size", "rank", "memory_budget", "seed", "explicit_limit")
+_OPTIONAL_COUNTS = ("memory_budget", "explicit_limit")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _require_number(call: str, name: str, value: Any, low: float, high: float, inside: Callable[..., bool]) -> None:
     if name == "trust" and value is None:
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not isfinite(value) or not inside(value, low, high):
+    if not _is_number(value) or not isfinite(value) or not inside(value, low, high):
         raise OptionError(
             call, f"{name} out of range", expected=f"a number {_RANGE_TEXT[name]}", got=value,
             fix=f"Pass {name} in range",

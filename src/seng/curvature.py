@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .blocks import Block
 from .config import Options
-from .errors import BatchError, OptionError
+from .errors import BatchError
 from .factors import Combined, Explicit, Factor, build_factor, merge, truncate
-from .schedules import value_at
 from .sketch import generator_for
 from .solve import EigenState, SolveState, init
 from .types import Choice, LayerIO, expand_positions, join_uses
@@ -43,17 +42,8 @@ class Curvature:
 
 
 def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
-    """Return lambda of a block at a step, 0-d.
-
-    Raises:
-        OptionError: A schedule gave a value that is not a positive number.
-    """
-    value = value_at(options.damping, step)
-    if not 0 < value < float("inf"):
-        raise OptionError(
-            "step()", "damping schedule out of range", expected="a number > 0", got=value,
-            fix=f"Correct the schedule at step {step}",
-        )  # fmt: skip
+    """Return lambda of a block at a step, 0-d."""
+    value = options.damping_at(step)
     return mean * value if options.damping_mode == "relative" else torch.full_like(mean, value)
 
 
@@ -100,7 +90,7 @@ def refresh(
         summary, values = truncate(factor, damping, limit=samples)
         state: SolveState = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
         return Curvature(summary, state, mean, samples, step, damping), failed
-    steady = not callable(options.damping) or value_at(options.refresh_every, step) == 1
+    steady = not callable(options.damping) or options.interval_at(step) == 1
     state, failed = init(gram, damping, cholesky=options.power == 1.0 and (steady or factor.frozen_damping))
     return Curvature(factor, state, mean, samples, step, damping), failed
 

@@ -16,7 +16,6 @@ from .curvature import block_io
 from .errors import OrderError
 from .factors import Combined, build_factor
 from .planner import Size, choose_all
-from .schedules import value_at
 from .types import Choice, LayerIO, join_uses
 
 NEGLIGIBLE = 1e-3  # share of the whole gradient below which a block's own size stops being the unit of its error
@@ -112,7 +111,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
         for name, block in layout.blocks.items()
         if any(entry.name in layers for entry, _ in block.members)
     }
-    interval = value_at(chosen.refresh_every, 0)
+    interval = chosen.interval_at(0, "plan()")
     choices = choose_all(sizes, chosen, interval, "plan()")
     rows = tuple(PlanRow(name, size, choices[name]) for name, size in sizes.items())
     return Plan(rows, interval, layout.passed)
