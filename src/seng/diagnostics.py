@@ -11,7 +11,7 @@ from torch import Tensor
 from .blocks import Layout
 from .config import Options
 from .curvature import Curvature, damping_at
-from .solve import spectrum
+from .solve import SolveState, spectrum
 from .types import Choice
 
 TOP = 5  # eigenvalues reported
@@ -19,11 +19,15 @@ TOP = 5  # eigenvalues reported
 
 @dataclass(frozen=True)
 class Use:
-    """The last use of a curvature: g.g, y = U^T g and the coefficients z of the direction g + U z."""
+    """The last use of a curvature: g.g, y = U^T g, the coefficients z of the direction g + U z, and K.
+
+    K is kept because a refresh after the step may already have replaced the curvature.
+    """
 
     square: Tensor
     y: Tensor
     z: Tensor
+    state: SolveState
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,17 @@ def layer_stats(curvature: Curvature, use: Use | None, options: Options, step: i
         top_eigenvalues=tuple(values.flip(0)[:TOP].tolist()),
         damping=float(damping),
         refresh_age=step - 1 - curvature.step,
-        cosine=None if use is None or len(use.y) != curvature.factor.n else _cosine(curvature, use),
+        cosine=None if use is None else _cosine(use),
         samples=curvature.samples,
         nbytes=curvature.nbytes(),
         skipped_steps=skipped,
     )
 
 
-def _cosine(curvature: Curvature, use: Use) -> float:
+def _cosine(use: Use) -> float:
     """Return g.d / (|g| |d|) for d = g + U z, from n-vectors alone."""
     inner = use.square + torch.dot(use.y, use.z)
-    square = inner + torch.dot(use.y, use.z) + torch.dot(use.z, curvature.state.matvec(use.z))
+    square = inner + torch.dot(use.y, use.z) + torch.dot(use.z, use.state.matvec(use.z))
     scale = (use.square * square.clamp(min=0)).sqrt()
     return float(inner / scale) if float(scale) > 0 else 0.0
 

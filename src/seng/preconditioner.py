@@ -17,14 +17,13 @@ from .config import Options
 from .curvature import Curvature, block_io, damping_at, refresh
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .distributed import STRATEGIES, automatic
-from .errors import BatchError, OptionError, OrderError, StateError, choose
+from .errors import BatchError, OptionError, OrderError, choose
 from .factors import Factor
 from .linalg import inverse_quadratic
 from .planner import CANDIDATES, Size, choose_all
-from .schedules import value_at
 from .sketch import SKETCHES, generator_for
 from .solve import FactorisationError, coefficients
-from .state import VERSION, pack, unpack
+from .state import Held, Signature, read, write
 from .types import Choice, Grads
 
 
@@ -85,7 +84,6 @@ class Preconditioner:
         watched = [entry for block in self._layout.blocks.values() for entry, _ in block.members]
         self._capture = Capture(watched, self._grads_are_cleared)
         self._curvature: dict[str, Curvature] = {}
-        self._sizes: dict[str, Size] = {}
         self._choices: dict[str, Choice] = {}
         self._uses: dict[str, Use] = {}
         self._counters: Counter[str] = Counter()
@@ -103,10 +101,12 @@ class Preconditioner:
 
         Raises:
             OrderError: No backward pass has run since the gradients were cleared.
+            OptionError: A schedule gave a value out of range.
             BatchError: The first batch has one sample, or layers disagree about the number of samples.
             CaptureError: A layer's input was overwritten in place before it could be used.
         """
         grads = self._gradients()
+        self.options.require_schedules(self._step)
         captured = self._capture.collect()
         if not self._strategy.agree(_all_finite(self._all_grads())):
             return self.skip("a gradient is not finite")
@@ -138,7 +138,7 @@ class Preconditioner:
             multiplier = damping**-power if self.options.natural else torch.ones_like(damping)
             if self.options.trust is not None:
                 multiplier = multiplier * self._trust(curvature, square, y, z, damping)
-            directions.append(Direction(block, factor, z, multiplier, Use(square, y, z)))
+            directions.append(Direction(block, factor, z, multiplier, Use(square, y, z, curvature.state)))
         return directions
 
     def _projection(self, name: str, curvature: Curvature, grads: Grads, fresh: bool) -> Tensor:
@@ -189,15 +189,7 @@ class Preconditioner:
     # -- refreshes ----------------------------------------------------------------------------------------------
 
     def _refresh_due(self) -> bool:
-        if self._last_refresh < 0:
-            return True
-        interval = value_at(self.options.refresh_every, self._step)
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise OptionError(
-                "step()", "refresh_every schedule out of range", expected="an integer >= 1", got=interval,
-                fix=f"Correct the schedule at step {self._step}",
-            )  # fmt: skip
-        return self._step - self._last_refresh >= interval
+        return self._last_refresh < 0 or self._step - self._last_refresh >= self.options.interval_at(self._step)
 
     def _can_refresh(self, captured: Captured) -> bool:
         rows = captured.samples
@@ -225,7 +217,8 @@ class Preconditioner:
             if any(entry.name in captured.layers for entry, _ in block.members)
         }
         self._warn_unused(parts)
-        self._choose({name: Size.of(ios[0][0], self._itemsize(name)) for name, ios in parts.items()})
+        sizes = {name: Size.of(ios[0][0], self._itemsize(name)) for name, ios in parts.items()}
+        self._choices = choose_all(sizes, self.options, self.options.interval_at(self._step), "step()")
         for name in sorted(parts, key=list(self._layout.blocks).index):
             old = self._curvature.get(name)
             ios = parts.pop(name)
@@ -238,12 +231,6 @@ class Preconditioner:
                 continue
             self._counters["ladder_rungs"] += failed
         self._last_refresh = self._step
-
-    def _choose(self, sizes: dict[str, Size]) -> None:
-        if sizes != self._sizes:
-            interval = value_at(self.options.refresh_every, self._step)
-            self._choices = choose_all(sizes, self.options, interval, "step()")
-            self._sizes = sizes
 
     def _itemsize(self, name: str) -> int:
         return self._layout.blocks[name].compute_dtype.itemsize
@@ -327,15 +314,8 @@ class Preconditioner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and curvature: tensors and plain values only, keyed by qualified names."""
-        return {
-            "version": VERSION,
-            "step": self._step,
-            "last_refresh": self._last_refresh,
-            "seed": self.options.seed,
-            "counters": dict(self._counters),
-            "layout": self._signature(),
-            "curvature": {name: pack(curvature) for name, curvature in self._curvature.items()},
-        }
+        held = Held(self._step, self._last_refresh, self.options.seed, dict(self._counters), self._curvature)
+        return write(held, self._signature())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, so that training continues bit for bit.
@@ -343,46 +323,20 @@ class Preconditioner:
         Raises:
             StateError: The state is truncated, foreign, of another version or another model; nothing has changed then.
         """
-        loaded = self._read_state(state)
-        self.options = self.options.with_(seed=state["seed"])
-        self._step, self._last_refresh = state["step"], state["last_refresh"]
-        self._counters = Counter(state["counters"])
-        self._curvature = loaded
-        self._uses = {}
+        held = read(state, self._signature(), self._layout.blocks)
+        self.options = self.options.with_(seed=held.seed)
+        self._step, self._last_refresh = held.step, held.last_refresh
+        self._counters, self._curvature, self._uses = Counter(held.counters), held.curvature, {}
         self._capture.clear()
         self._capture.armed = self._refresh_due()
 
-    def _read_state(self, state: Any) -> dict[str, Curvature]:
-        def refuse(problem: str, expected: object, got: object) -> StateError:
-            fix = "Load the state of this model, saved by this version of seng"
-            return StateError("load_state_dict()", problem, expected=str(expected), got=got, fix=fix)
-
-        keys = {"version", "step", "last_refresh", "seed", "counters", "layout", "curvature"}
-        if not isinstance(state, dict) or not keys <= set(state):
-            raise refuse(
-                "not a whole state of seng",
-                sorted(keys),
-                sorted(state) if isinstance(state, dict) else type(state).__name__,
-            )
-        if state["version"] != VERSION:
-            raise refuse("another version", VERSION, state["version"])
-        if state["layout"] != self._signature():
-            raise refuse("a state of another model", self._signature(), state["layout"])
-        if not set(state["curvature"]) <= set(self._layout.blocks):
-            raise refuse("curvature of unknown layers", sorted(self._layout.blocks), sorted(state["curvature"]))
-        loaded = {}
-        for name, packed in state["curvature"].items():
-            curvature = unpack(packed, self._layout.blocks[name].parameters[0].device)
-            if not isinstance(curvature, Curvature):
-                raise refuse("curvature cannot be read", "Curvature", type(curvature).__name__)
-            loaded[name] = curvature
-        return loaded
-
-    def _signature(self) -> dict[str, dict[str, list[int]]]:
-        return {
-            name: {key: list(p.shape) for key, p in zip(block.parameter_names, block.parameters, strict=True)}
+    def _signature(self) -> Signature:
+        names = {
+            name: dict(zip(block.parameter_names, block.parameters, strict=True))
             for name, block in self._layout.blocks.items()
         }
+        names["passing through"] = self._layout.passing
+        return {name: {key: list(p.shape) for key, p in own.items()} for name, own in names.items()}
 
 
 def _all_finite(tensors: list[Tensor]) -> Tensor:

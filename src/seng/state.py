@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .blocks import Block
 from .curvature import Curvature
 from .errors import StateError
 from .factors import FACTOR_TYPES
@@ -16,6 +18,72 @@ from .solve import SOLVE_TYPES
 
 TYPES: dict[str, type] = {**FACTOR_TYPES, **SKETCH_TYPES, **SOLVE_TYPES, "Curvature": Curvature}
 VERSION = 1
+PLAIN: dict[str, type] = {"step": int, "last_refresh": int, "seed": int, "counters": dict, "curvature": dict}
+
+Signature = dict[str, dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a preconditioner carries from step to step.
+
+    Args:
+        step: Completed steps.
+        last_refresh: Step of the last refresh, -1 before the first.
+        seed: Seed of every random draw.
+        counters: Events by name.
+        curvature: By block name.
+    """
+
+    step: int
+    last_refresh: int
+    seed: int
+    counters: dict[str, int]
+    curvature: dict[str, Curvature]
+
+
+def write(held: Held, signature: Signature) -> dict[str, Any]:
+    """Return tensors and plain values only, keyed by qualified names."""
+    return {
+        "version": VERSION,
+        "layout": signature,
+        "step": held.step,
+        "last_refresh": held.last_refresh,
+        "seed": held.seed,
+        "counters": dict(held.counters),
+        "curvature": {name: pack(curvature) for name, curvature in held.curvature.items()},
+    }
+
+
+def read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
+    """Undo ``write``; every curvature is tried once on its block.
+
+    Raises:
+        StateError: The state is truncated, foreign, of another version or of another model.
+    """
+    keys = {"version", "layout", *PLAIN}
+    if not isinstance(state, dict) or not keys <= set(state):
+        got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise refusal("not a whole state of seng", sorted(keys), got)
+    if not isinstance(state["version"], int) or state["version"] != VERSION:
+        raise refusal("another version", VERSION, state["version"])
+    if not isinstance(state["layout"], dict) or state["layout"] != signature:
+        raise refusal("a state of another model", signature, state["layout"])
+    for key, kind in PLAIN.items():
+        if not isinstance(state[key], kind):
+            raise refusal(f"{key} cannot be read", kind.__name__, type(state[key]).__name__)
+    if not all(isinstance(count, int) for count in state["counters"].values()):
+        raise refusal("counters cannot be read", "integers", state["counters"])
+    if not set(state["curvature"]) <= set(blocks):
+        raise refusal("curvature of unknown layers", sorted(blocks), list(state["curvature"]))
+    curvature = {name: _curvature(packed, blocks[name]) for name, packed in state["curvature"].items()}
+    return Held(state["step"], state["last_refresh"], state["seed"], dict(state["counters"]), curvature)
+
+
+def refusal(problem: str, expected: object, got: object, layer: str | None = None) -> StateError:
+    """Return the error of a state that cannot be loaded."""
+    fix = "Load the state of this model and base, saved by this version of seng"
+    return StateError("load_state_dict()", problem, expected=str(expected), got=got, layer=layer, fix=fix)
 
 
 def pack(value: Any) -> Any:
@@ -40,11 +108,33 @@ def unpack(packed: Any, device: torch.device) -> Any:
         return tuple(unpack(item, device) for item in packed)
     if not isinstance(packed, dict):
         return packed
-    kind = TYPES.get(packed.get("type", ""))
+    name = packed.get("type")
+    kind = TYPES.get(name) if isinstance(name, str) else None
     values = {key: unpack(item, device) for key, item in packed.items() if key != "type"}
     if kind is None or set(values) != {field.name for field in fields(kind)}:
-        raise StateError(
-            "load_state_dict()", "an entry cannot be read", expected=f"one of {sorted(TYPES)} with its fields",
-            got=packed.get("type"), fix="Load a state that this version of seng saved",
-        )  # fmt: skip
+        raise refusal("an entry cannot be read", f"one of {sorted(TYPES)} with its fields", name)
     return kind(**values)
+
+
+def _curvature(packed: Any, block: Block) -> Curvature:
+    curvature = unpack(packed, block.parameters[0].device)
+    try:
+        usable = isinstance(curvature, Curvature) and _works(curvature, block)
+    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise refusal("curvature cannot be used", "tensors that fit together", str(error), block.name) from error
+    if not usable:
+        raise refusal("curvature cannot be used", "the curvature of this layer", type(curvature).__name__, block.name)
+    return curvature
+
+
+def _works(curvature: Curvature, block: Block) -> bool:
+    """Apply the curvature to a zero gradient: what does not fit together fails, or gives another shape."""
+    factor, state, dtype = curvature.factor, curvature.state, block.compute_dtype
+    zeros = tuple(torch.zeros(p.shape, dtype=dtype, device=p.device) for p in block.parameters)
+    z = state.coefficients(factor.mv(zeros), curvature.damping, 1.0)
+    factor.add_rmv_(zeros, z)
+    sizes = [rows * columns for rows, columns in factor.shapes]
+    scalars = all(x.shape == () and x.dtype == dtype for x in (curvature.mean, curvature.damping))
+    counts = isinstance(curvature.samples, int) and isinstance(curvature.step, int)
+    fits = sizes == [p.numel() for p in block.parameters] and state.matvec(z).shape == (factor.n,)
+    return scalars and counts and fits
