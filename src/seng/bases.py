@@ -94,7 +94,16 @@ def build_bases(
 ) -> list[Optimizer]:
     """Return the optimizers behind a name of the table or a factory ``params -> Optimizer``."""
     if not callable(base):
-        return choose(BASES, base, call="SENG()", option="base")(model, settings)
+        build = choose(BASES, base, call="SENG()", option="base")
+        try:
+            return build(model, settings)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, OptionError):
+                raise
+            raise OptionError(
+                "SENG()", f"base {base!r} does not take base_options", expected="its keyword arguments",
+                got=settings.extra, fix=f"Correct them: {error}",
+            ) from error  # fmt: skip
     made = base(_trainable(model))
     if not isinstance(made, Optimizer):
         raise OptionError(

@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 
 from .bases import BaseSettings, build_bases
 from .diagnostics import Coverage, LayerStats
-from .errors import OptionError, SengError, StateError
+from .errors import OptionError, SengError
 from .preconditioner import Preconditioner
+from .state import refusal
 
 
 class SENG(Optimizer):
@@ -64,10 +65,11 @@ class SENG(Optimizer):
                 "SENG()", "model out of range", expected="a torch.nn.Module", got=type(model).__name__,
                 fix="Pass the model, not its parameters",
             )  # fmt: skip
-        _require("lr", lr, 0 <= lr < float("inf"), ">= 0")
-        _require("momentum", momentum, 0 <= momentum < 1, "in [0, 1)")
-        _require("weight_decay", weight_decay, 0 <= weight_decay < float("inf"), ">= 0")
+        _require("lr", lr, _in_range(lr), "a number >= 0")
+        _require("momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
+        _require("weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
         _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
+        _require("base_options", base_options, isinstance(base_options, dict | None), "a dict or None")
         settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
         bases = build_bases(base, model, settings)
         self.preconditioner = Preconditioner(model, **options)
@@ -144,27 +146,37 @@ class SENG(Optimizer):
         try:
             for base, state in zip(self.bases, state_dict["bases"], strict=True):
                 base.load_state_dict(state)
+                _require_fitting(base)
             self.preconditioner.load_state_dict(state_dict["preconditioner"])
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             for base, state in zip(self.bases, before, strict=True):
                 base.load_state_dict(state)
             if isinstance(error, SengError):
                 raise
-            raise _refusal("the base optimizer cannot read it", "its own state", str(error)) from error
+            raise refusal("the base optimizer cannot read it", "its own state", str(error)) from error
         finally:
             self._share_groups()
 
     def _check(self, state: Any) -> None:
         if not isinstance(state, dict) or not {"bases", "preconditioner"} <= set(state):
             got = sorted(state) if isinstance(state, dict) else type(state).__name__
-            raise _refusal("not a whole state of seng", "keys 'bases' and 'preconditioner'", got)
+            raise refusal("not a whole state of seng", "keys 'bases' and 'preconditioner'", got)
         if not isinstance(state["bases"], list) or len(state["bases"]) != len(self.bases):
-            raise _refusal("other base optimizers", f"{len(self.bases)} states", len(state["bases"]))
+            raise refusal("other base optimizers", f"{len(self.bases)} states", len(state["bases"]))
 
 
-def _refusal(problem: str, expected: str, got: object) -> StateError:
-    fix = "Load the state of this model and base, saved by this version of seng"
-    return StateError("load_state_dict()", problem, expected=expected, got=got, fix=fix)
+def _require_fitting(base: Optimizer) -> None:
+    """Raise StateError where a loaded state holds a tensor that is no scalar and does not fit its parameter."""
+    for parameter, state in base.state.items():
+        for key, value in state.items():
+            fits = isinstance(value, Tensor) and value.numel() in (1, parameter.numel())
+            if not fits and not (value is None or isinstance(value, int | float)):
+                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise refusal(f"the base's {key} does not fit", f"{list(parameter.shape)}", got)
+
+
+def _in_range(value: object, high: float = float("inf")) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < high
 
 
 def _require(name: str, value: object, good: bool, expected: str) -> None:
