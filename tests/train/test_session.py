@@ -87,3 +87,11 @@ def test_device_that_is_not_there_is_refused(small_run: RunConfig):
     with pytest.raises(SengError, match="device cannot be used: expected auto, cpu or cuda, got 'abacus'"):
         build_session(replace(small_run, device="abacus"))
     assert build_session(replace(small_run, device="cpu")).device == torch.device("cpu")
+
+
+def test_session_sets_the_threads_that_a_run_asks_for(small_run: RunConfig, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    build_session(replace(small_run, threads=3))
+    build_session(replace(small_run, threads=0))
+    assert asked == [3]

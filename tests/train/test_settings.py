@@ -50,6 +50,7 @@ def test_override_changes_one_setting_and_no_other(name, text, value):
         ({"widths": "8;16"}, "expected whole numbers with commas between"),
         ({"epochs": "0"}, "epochs is out of range: expected 1 or more, got 0"),
         ({"batch_size": "-1"}, "batch_size is out of range"),
+        ({"threads": "-1"}, "threads is out of range: expected 0 or more"),
         ({"optimizer.name": "sgd"}, "optimizer and its settings do not match.*Choose .* with --optimizer"),
         ({"seng": "none"}, "unknown setting"),
     ],

@@ -25,4 +25,5 @@ def digits(optimizer: str = "seng") -> RunConfig:
         optimizer=choose(OPTIMIZERS, optimizer, call="digits", option="optimizer"),
         epochs=20,
         batch_size=64,
+        threads=1,  # the network is tiny: a second thread costs more than it brings
     )

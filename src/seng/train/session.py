@@ -36,12 +36,14 @@ class Session:
 
 
 def build_session(config: RunConfig) -> Session:
-    """Load the data and build model, optimizer and schedule; seeds torch's global generators.
+    """Load the data and build model, optimizer and schedule; seeds torch's global generators and sets its threads.
 
     Raises:
         SengError: a setting is out of range, or the data cannot be loaded.
     """
     device = _device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     data = load_dataset(config.data)
     loss = build_loss(config.loss)
     torch.manual_seed(config.seed)
