@@ -100,7 +100,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
     members = [entry for block in layout.blocks.values() for entry, _ in block.members]
     handles = [entry.module.register_forward_hook(hook_for(entry), with_kwargs=True) for entry in members]
     try:
-        with torch.no_grad(), _untouched_buffers(model):
+        with torch.no_grad(), untouched_buffers(model):
             _call(model, inputs)
     finally:
         for handle in handles:
@@ -172,7 +172,7 @@ def verify(model: nn.Module, loss_closure: Callable[[], Tensor], **options: Any)
     try:
         for p in held:
             p.grad = None
-        with torch.enable_grad(), _untouched_buffers(model), torch.random.fork_rng():
+        with torch.enable_grad(), untouched_buffers(model), torch.random.fork_rng():
             loss = loss_closure()
             if not isinstance(loss, Tensor) or not loss.requires_grad:
                 raise OrderError(
@@ -221,7 +221,7 @@ def _call(model: nn.Module, inputs: Any) -> None:
         model(*inputs)
 
 
-class _untouched_buffers:
+class untouched_buffers:
     """Put a model's buffers back on exit."""
 
     def __init__(self, model: nn.Module):

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..linalg import damped_power
+from ..preflight import untouched_buffers
 
 
 def loop_gradients(
@@ -54,10 +55,11 @@ def copy_gradients(
         n: Number of samples.
     """
     copies = {p: [p.detach().clone().requires_grad_() for _ in range(n)] for p in parameters}
-    with _split_modules(model, copies, n):
-        loss = loss_closure()
     leaves = [copy for p in parameters for copy in copies[p]]
-    grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    with untouched_buffers(model):
+        with _split_modules(model, copies, n):
+            loss = loss_closure()
+        grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     columns = [torch.stack([g.reshape(-1) for g in grads[k * n : (k + 1) * n]]) for k in range(len(parameters))]
     return torch.cat(columns, 1)
 

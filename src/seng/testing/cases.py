@@ -1,0 +1,66 @@
+"""A few cases of every layer in the table, for the contract suite. A layer of one's own is a line here, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Case(NamedTuple):
+    """How to make a module and its input [n, ...]; both may draw random numbers."""
+
+    make_module: Callable[[], nn.Module]
+    make_input: Callable[[], Tensor]
+
+
+def _input(*shape: int) -> Callable[[], Tensor]:
+    return lambda: torch.randn(*shape)
+
+
+def _drawn(module: nn.Module) -> nn.Module:
+    """Replace ones and zeros of a fresh normalisation by random numbers, running statistics included."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.5, 2.0)
+    return module
+
+
+LAYER_CASES: dict[type[nn.Module], tuple[Case, ...]] = {
+    nn.Linear: (
+        Case(lambda: nn.Linear(4, 3), _input(5, 4)),
+        Case(lambda: nn.Linear(3, 4, bias=False), _input(3, 2, 4, 3)),
+    ),
+    nn.Conv1d: (
+        Case(lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), _input(3, 4, 7)),
+        Case(lambda: nn.Conv1d(2, 3, 2, padding="same", padding_mode="circular", bias=False), _input(3, 2, 6)),
+    ),
+    nn.Conv2d: (
+        Case(lambda: nn.Conv2d(2, 4, 3, padding="valid"), _input(3, 2, 5, 4)),
+        Case(lambda: nn.Conv2d(2, 2, (2, 3), dilation=(2, 1), padding=1, padding_mode="reflect"), _input(3, 2, 5, 4)),
+    ),
+    nn.Conv3d: (Case(lambda: nn.Conv3d(2, 2, 2, stride=(1, 2, 1), padding=1, groups=2), _input(3, 2, 3, 3, 2)),),
+    nn.Embedding: (
+        Case(lambda: nn.Embedding(7, 3), lambda: torch.randint(7, (4,))),
+        Case(lambda: nn.Embedding(7, 3, padding_idx=1), lambda: torch.randint(3, (4, 5))),
+    ),
+    nn.BatchNorm1d: (
+        Case(lambda: _drawn(nn.BatchNorm1d(3)), _input(5, 3)),
+        Case(lambda: _drawn(nn.BatchNorm1d(3)).eval(), _input(5, 3, 4)),
+    ),
+    nn.BatchNorm2d: (Case(lambda: _drawn(nn.BatchNorm2d(3, track_running_stats=False)), _input(4, 3, 2, 3)),),
+    nn.BatchNorm3d: (Case(lambda: _drawn(nn.BatchNorm3d(2)), _input(4, 2, 2, 3, 2)),),
+    nn.LayerNorm: (
+        Case(lambda: _drawn(nn.LayerNorm(4)), _input(3, 5, 4)),
+        Case(lambda: _drawn(nn.LayerNorm([2, 3], bias=False)), _input(3, 2, 3)),
+    ),
+    nn.GroupNorm: (Case(lambda: _drawn(nn.GroupNorm(2, 4)), _input(3, 4, 5)),),
+    nn.InstanceNorm1d: (Case(lambda: _drawn(nn.InstanceNorm1d(3, affine=True)), _input(4, 3, 5)),),
+    nn.InstanceNorm2d: (
+        Case(lambda: _drawn(nn.InstanceNorm2d(3, affine=True, track_running_stats=True)).eval(), _input(4, 3, 2, 3)),
+    ),
+    nn.InstanceNorm3d: (Case(lambda: _drawn(nn.InstanceNorm3d(2, affine=True)), _input(3, 2, 2, 3, 2)),),
+    nn.RMSNorm: (Case(lambda: _drawn(nn.RMSNorm([2, 3])), _input(3, 4, 2, 3)),),
+}
