@@ -1,0 +1,104 @@
+"""The released estimator does what was measured of it (facts of the paper's code, reproduced for comparison)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from seng.factors import Combined, Kronecker, PaperCode, build_factor
+from seng.factors.explicit import explicit
+from seng.factors.kronecker import kronecker
+from seng.factors.paper_code import as_released
+from seng.factors.sketched import sketch_rows, sketch_sides
+from seng.types import Product
+
+from .samples import assert_near, assert_operator, choice, dense_columns, flat, generator, normal, product, vector
+
+SEVERE = 0.7  # cosine with the true U b below which the outer product is clearly another direction
+
+
+def test_explicit_gram_and_projection_are_too_large_by_the_ratio() -> None:
+    full = explicit(product(n=6, d_in=7, d_out=5, bias=False), 1.0, torch.float64)
+    true = sketch_rows(full, "uniform", 14, generator())
+    released = as_released(true)
+    ratio = 35 / 14
+    v = vector(true)
+    assert_near(released.gram(), ratio * true.gram())
+    assert_near(released.mv(v), ratio * true.mv(v))
+    assert_near(flat(released.rmv(normal(6))), flat(true.rmv(normal(6))))
+
+
+def test_implicit_gram_and_projection_are_too_large_by_both_ratios() -> None:
+    full = kronecker(product(n=6, d_in=8, d_out=6, bias=False), 1.0, torch.float64)
+    true = sketch_sides(full, "uniform", 4, generator())
+    released = as_released(true)
+    ratio = (8 / 4) * (6 / 4)
+    v = vector(true)
+    assert_near(released.gram(), ratio * true.gram())
+    assert_near(released.mv(v), ratio * true.mv(v))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_implicit_correction_is_an_outer_product_of_two_sums(groups: int) -> None:
+    full = kronecker(product(n=6, d_in=8, d_out=6, groups=groups, bias=False), 1.3, torch.float64)
+    released = as_released(sketch_sides(full, "uniform", 100, generator()))
+    b = normal(6, seed=4)
+    expected = torch.zeros(groups, 6, 8, dtype=torch.float64)
+    for c in range(groups):
+        for position in range(full.a.shape[2]):
+            left = sum(b[i].abs().sqrt() * full.g[c, i, position] for i in range(6))
+            right = sum(b[j] * full.a[c, j, position] for j in range(6)) / sum(x.abs().sqrt() for x in b)
+            expected[c] += 1.3 * torch.outer(torch.as_tensor(left), torch.as_tensor(right))
+    v = vector(released)
+    start = v[0].clone()
+    released.add_rmv_(v, b, beta=0.5)
+    assert_near(v[0], 0.5 * start + expected.view_as(start))
+
+
+def test_implicit_correction_points_elsewhere_than_the_true_one() -> None:
+    full = kronecker(product(n=40, s=4, d_in=12, d_out=10, bias=False), 1.0, torch.float64)
+    released = as_released(sketch_sides(full, "uniform", 100, generator()))
+    b = normal(40, seed=4)
+    wrong, true = flat(released.rmv(b)), flat(full.rmv(b))
+    cosine = float(wrong @ true / (wrong.norm() * true.norm()))
+    assert abs(cosine) < SEVERE
+    assert wrong.norm() < SEVERE * true.norm()
+
+
+def test_implicit_correction_of_nothing_is_nothing() -> None:
+    full = kronecker(product(bias=False), 1.0, torch.float64)
+    released = as_released(sketch_sides(full, "uniform", 100, generator()))
+    assert float(flat(released.rmv(torch.zeros(5, dtype=torch.float64))).abs().sum()) == 0.0
+
+
+def test_full_size_is_exact_for_explicit_layers() -> None:
+    io = product(groups=2)
+    factor = build_factor(io, choice("paper-code"), 1.0, torch.float64, generator())
+    assert isinstance(factor, PaperCode)
+    assert_operator(factor, dense_columns(io, 1.0))
+
+
+def test_rows_are_sampled_uniformly_whatever_sketch_is_asked_for() -> None:
+    io = product(d_in=9, d_out=9)
+    grams = [
+        build_factor(io, choice("paper-code", size=5, sketch=name), 1.0, torch.float64, generator()).gram()
+        for name in ("uniform", "gaussian")
+    ]
+    assert torch.equal(grams[0], grams[1])
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_damping_is_frozen(implicit: bool) -> None:
+    factor = build_factor(product(), choice("paper-code", implicit=implicit), 1.0, torch.float64, generator())
+    assert factor.frozen_damping
+    assert isinstance(factor, Combined) is implicit
+    true = build_factor(product(), choice("implicit"), 1.0, torch.float64, generator())
+    assert not true.frozen_damping
+
+
+def test_implicit_layers_are_low_rank() -> None:
+    io = Product(normal(1, 4, 9, 9), normal(1, 4, 9, 9, seed=1), 1, False)
+    factor = build_factor(io, choice("paper-code", rank=2, implicit=True), 1.0, torch.float64, generator())
+    assert isinstance(factor, PaperCode)
+    assert isinstance(factor.full, Kronecker)
+    assert factor.full.a.shape == (1, 4, 2, 9)
