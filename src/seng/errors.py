@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,6 +27,11 @@ class SengError(ValueError):
         self.layer, self.fix = layer, fix
         place = f" at layer {layer}" if layer is not None else ""
         super().__init__(f"{call}: {problem}: expected {expected}, got {got!r}{place}. {fix}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let worker processes hand the error on: pickle would call the class with the message alone."""
+        keywords = {"expected": self.expected, "got": self.got, "layer": self.layer, "fix": self.fix}
+        return partial(type(self), self.call, self.problem, **keywords), ()
 
 
 class OptionError(SengError):
