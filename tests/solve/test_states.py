@@ -1,0 +1,69 @@
+"""Solve states: whatever is kept of K, coefficients, products and the spectrum are those of K."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from seng.linalg import damped_power
+from seng.solve import SOLVE_TYPES, CholeskyState, EigenState, coefficients, init, spectrum
+
+ACCURACY = 1e-9  # float64, condition of K + damping I up to 1e5; a Cholesky factor is squared for other dampings
+
+
+def system(n: int, p: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(17 * n + p)
+    u = torch.randn(p, n, generator=generator, dtype=torch.float64)
+    return u, torch.randn(p, generator=generator, dtype=torch.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 8),
+    p=st.integers(1, 12),
+    cholesky=st.booleans(),
+    damping=st.floats(1e-2, 1e2),
+    ratio=st.sampled_from([1.0, 0.1, 7.0]),
+    power=st.sampled_from([1.0, 0.5, 0.3]),
+)
+def test_coefficients_match_dense_power(
+    n: int, p: int, cholesky: bool, damping: float, ratio: float, power: float
+) -> None:
+    u, g = system(n, p)
+    state, failed = init(u.T @ u, torch.tensor(damping, dtype=torch.float64), cholesky=cholesky)
+    now = torch.tensor(damping * ratio, dtype=torch.float64)
+    direction = g + u @ coefficients(state, u.T @ g, now, power)
+    dense = now**power * damped_power(u @ u.T, now, power, g)
+    assert failed == 0
+    assert isinstance(state, CholeskyState if cholesky else EigenState)
+    assert (direction - dense).norm() <= ACCURACY * g.norm()
+
+
+@pytest.mark.parametrize("cholesky", [True, False])
+def test_matvec_and_spectrum_are_those_of_the_gram(cholesky: bool) -> None:
+    u, _ = system(6, 4)
+    k, x = u.T @ u, torch.arange(6, dtype=torch.float64)
+    state, _ = init(k, torch.tensor(0.3, dtype=torch.float64), cholesky=cholesky)
+    largest = float(k.diagonal().sum())
+    torch.testing.assert_close(state.matvec(x), k @ x, rtol=0, atol=ACCURACY * largest * 10)
+    torch.testing.assert_close(spectrum(state), torch.linalg.eigvalsh(k).clamp(min=0), rtol=0, atol=ACCURACY * largest)
+    assert (spectrum(state) >= 0).all()
+    assert (spectrum(state).diff() >= 0).all()
+
+
+def test_table_names_every_state() -> None:
+    k, damping = torch.eye(3), torch.tensor(1.0)
+    made = {type(init(k, damping, cholesky=cholesky)[0]) for cholesky in (True, False)}
+    assert set(SOLVE_TYPES.values()) == made
+
+
+@pytest.mark.parametrize("cholesky", [True, False])
+def test_init_leaves_the_gram_alone(cholesky: bool) -> None:
+    u, _ = system(5, 4)
+    k = u.T @ u
+    before = k.clone()
+    init(k, torch.tensor(0.1, dtype=torch.float64), cholesky=cholesky)
+    assert torch.equal(k, before)
