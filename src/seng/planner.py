@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from .config import Options
-from .errors import MemoryBudgetError
+from .errors import MemoryBudgetError, OptionError, choose
 from .factors import implicit_gram_is_cheaper
+from .sketch import SKETCHES
 from .types import Choice, LayerIO, Lookup, Product, parameters_of
 
 PAPER_LIMIT = 700_000  # parameters above which the paper treats a layer implicitly
@@ -117,6 +118,17 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
     "truncated": ("truncated",),
     "paper-code": ("paper-code",),
 }
+
+
+def require_known(options: Options, call: str) -> None:
+    """Raise OptionError where the estimator or sketch has no name in the tables, or cannot do what is asked of it."""
+    choose(CANDIDATES, options.estimator, call=call, option="estimator")
+    choose(SKETCHES, options.sketch, call=call, option="sketch")
+    if options.estimator == "paper-code" and options.power != 1.0:
+        raise OptionError(
+            call, "paper-code knows the natural gradient only", expected="power=1.0", got=options.power,
+            fix="Pass power=1.0 or preset='paper'",
+        )  # fmt: skip
 
 
 def choose_block(size: Size, options: Options, interval: int) -> Choice:

@@ -17,11 +17,11 @@ from .config import Options
 from .curvature import Curvature, block_io, damping_at, refresh
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .distributed import STRATEGIES, automatic
-from .errors import BatchError, OptionError, OrderError, choose
+from .errors import BatchError, OrderError, choose
 from .factors import Factor
 from .linalg import inverse_quadratic
-from .planner import CANDIDATES, Size, choose_all
-from .sketch import SKETCHES, generator_for
+from .planner import Size, choose_all, require_known
+from .sketch import generator_for
 from .solve import FactorisationError, coefficients
 from .state import Held, Signature, read, write
 from .types import Choice, Grads
@@ -71,13 +71,7 @@ class Preconditioner:
     def __init__(self, model: nn.Module, **options: Any):
         call = f"{type(self).__name__}()"
         self.options = Options.build(call, options)
-        choose(CANDIDATES, self.options.estimator, call=call, option="estimator")
-        choose(SKETCHES, self.options.sketch, call=call, option="sketch")
-        if self.options.estimator == "paper-code" and self.options.power != 1.0:
-            raise OptionError(
-                call, "paper-code knows the natural gradient only", expected="power=1.0", got=self.options.power,
-                fix="Pass power=1.0 or preset='paper'",
-            )  # fmt: skip
+        require_known(self.options, call)
         strategy = automatic() if self.options.distributed == "auto" else self.options.distributed
         self._strategy = choose(STRATEGIES, strategy, call=call, option="distributed")()
         self._layout = lay_out(unwrap(model, call), self.options, call)
@@ -265,7 +259,12 @@ class Preconditioner:
         return [p.grad for p in (*parameters, *self._layout.passing.values()) if p.grad is not None]
 
     def _grads_are_cleared(self) -> bool:
-        return not self._all_grads()
+        """Return whether ``.grad`` was cleared, to None or to zeros, since something was captured.
+
+        Blocks alone are asked: what passes through may have its gradient before backward reaches the first layer.
+        """
+        grads = [p.grad for block in self._layout.blocks.values() for p in block.parameters if p.grad is not None]
+        return not grads or (not any(bool(grad.any()) for grad in grads) and self._capture.has_gradients())
 
     def _count(self, event: str, message: str) -> None:
         self._counters[event] += 1

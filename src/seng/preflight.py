@@ -15,7 +15,7 @@ from .config import Options
 from .curvature import block_io
 from .errors import OrderError
 from .factors import Combined, build_factor
-from .planner import Size, choose_all
+from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
 
 NEGLIGIBLE = 1e-3  # share of the whole gradient below which a block's own size stops being the unit of its error
@@ -86,6 +86,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
     Cost: one forward pass.
     """
     chosen = Options.build("plan()", options)
+    require_known(chosen, "plan()")
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     captured: dict[str, list[LayerIO]] = {}
 

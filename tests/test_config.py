@@ -1,0 +1,195 @@
+"""Options: defaults, presets, and an error for every value out of range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from math import inf, nan
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from seng import SENG, DenseThenSparse, Exponential, Options, Preconditioner, plan, verify
+from seng.errors import ModelError, OptionError
+
+NUMBERS = ("0.1", None, True, nan, inf, -inf, [0.1], 1j)
+NO_COUNTS = (0, -1, 2.0, 2.5, "3", True, nan, [2])
+NO_NAMES = ("", "RELATIVE", None, 3, ["mean"])
+NO_LISTS = ("encoder", nn.Linear, [3], [nn.Linear(1, 1)], 7, [None])
+
+BAD: dict[str, tuple[Any, ...]] = {
+    "damping": (*NUMBERS, 0, 0.0, -0.1),
+    "damping_mode": NO_NAMES,
+    "scale": NO_NAMES,
+    "power": (*NUMBERS, 0, -0.5, 1.0001, lambda step: 0.5),
+    "refresh_every": (*NO_COUNTS, None),
+    "curvature_batch": NO_NAMES,
+    "trust": ("1", True, nan, inf, 0, -1.0, lambda step: 1.0),
+    "ema": (*NUMBERS, -0.1, 1.0, 1.5, lambda step: 0.5),
+    "estimator": ("exakt", None, 3),
+    "sketch": ("gausian", None, 3),
+    "sketch_size": (*NO_COUNTS, None, lambda step: 3),
+    "rank": (*NO_COUNTS, None, lambda step: 3),
+    "positions": NO_NAMES,
+    "memory_budget": (*NO_COUNTS, lambda step: 3),
+    "distributed": ("globe", None, 3),
+    "include": NO_LISTS,
+    "exclude": (*NO_LISTS, None),
+    "loss_reduction": NO_NAMES,
+    "grad_scaler": (2.0, "scaler", object()),
+    "preset": ("papers", 3, True),
+    "seed": (-1, 1.0, None, "0", True, lambda step: 3),
+    "explicit_limit": (*NO_COUNTS, lambda step: 3),
+}
+CASES = [(name, value) for name, values in BAD.items() for value in values]
+
+
+def small_model() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2))
+
+
+def test_every_option_has_bad_values_here() -> None:
+    assert set(BAD) == {field.name for field in fields(Options)}
+
+
+@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{value!r:.20}" for name, value in CASES])
+def test_option_out_of_range_is_refused(name: str, value: Any) -> None:
+    model = small_model()
+    with pytest.raises(OptionError, match=rf"^\w+\(\): .*\b{name}\b.*: expected .*, got .*\.$"):
+        SENG(model, **{name: value})
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("given", "suggestion"),
+    [("dampng", "damping"), ("refresh", "refresh_every"), ("sketchsize", "sketch_size"), ("qqq", None)],
+)
+def test_unknown_option_is_refused_with_the_closest_name(given: str, suggestion: str | None) -> None:
+    fix = f"Did you mean '{suggestion}'" if suggestion else "Remove it"
+    calls: list[Callable[..., object]] = [lambda model, **options: SENG(model, **options), Preconditioner]
+    for call in calls:
+        with pytest.raises(OptionError, match=rf"unknown option: expected one of damping, .*, got '{given}'\. {fix}\."):
+            call(small_model(), **{given: 1})
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "closest"),
+    [
+        ("estimator", "explicite", "explicit"),
+        ("sketch", "gauss", "gaussian"),
+        ("distributed", "locale", "local"),
+        ("damping_mode", "relativ", "relative"),
+        ("preset", "papier", "paper"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_closest(option: str, given: str, closest: str) -> None:
+    with pytest.raises(
+        OptionError, match=rf"unknown {option}: expected '.*, got '{given}'\. Did you mean '{closest}'\."
+    ):
+        Preconditioner(small_model(), **{option: given})
+
+
+CALLS: dict[str, Callable[..., object]] = {
+    "plan()": lambda model, **options: plan(model, torch.zeros(2, 3), **options),
+    "verify()": lambda model, **options: verify(model, lambda: model(torch.zeros(2, 3)).sum(), **options),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(("option", "value"), [("rank", 0), ("dampng", 1), ("scale", "loud"), ("include", [])])
+def test_other_calls_check_the_same_options(call: str, option: str, value: Any) -> None:
+    with pytest.raises((OptionError, ModelError), match=rf"^{call[:-2]}\(\): .*: expected .*, got .*\."):
+        CALLS[call](small_model(), **{option: value})
+
+
+@pytest.mark.parametrize(("option", "value"), [("estimator", "exakt"), ("sketch", "gausian")])
+def test_plan_knows_the_names_of_the_tables(option: str, value: str) -> None:
+    with pytest.raises(OptionError, match=rf"^plan\(\): unknown {option}: .* Did you mean"):
+        CALLS["plan()"](small_model(), **{option: value})
+
+
+def test_paper_code_wants_the_natural_gradient() -> None:
+    for call in (SENG, CALLS["plan()"]):
+        with pytest.raises(
+            OptionError, match=r"paper-code knows the natural gradient only: expected power=1\.0, got 0\.5"
+        ):
+            call(small_model(), estimator="paper-code")
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize("selector", ["encoder.*", nn.Conv2d])
+def test_selector_without_a_match_is_refused(option: str, selector: Any) -> None:
+    with pytest.raises(OptionError, match=f"a selector of {option} matches no module"):
+        Preconditioner(small_model(), **{option: [selector]})
+
+
+GOOD: dict[str, tuple[Any, ...]] = {
+    "damping": (1, 1e-8, 1e8, Exponential(1.0, 0.9), lambda step: 0.1),
+    "power": (1, 1.0, 1e-3),
+    "refresh_every": (1, 10_000, DenseThenSparse(), lambda step: 2),
+    "trust": (None, 1e-3, 5),
+    "ema": (0, 0.0, 0.999),
+    "memory_budget": (None, 1),
+    "include": (None, [], ["0"], [nn.Linear], ("0", nn.Linear)),
+    "exclude": ((), ["0"], [nn.Linear]),
+    "grad_scaler": (None, torch.amp.GradScaler("cpu", enabled=False)),
+    "preset": (None, "paper"),
+    "seed": (0, 2**62),
+    "explicit_limit": (None, 1),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD.items() for value in values])
+def test_option_in_range_is_taken(name: str, value: Any) -> None:
+    assert getattr(Options.build("f()", {name: value}), name) is value
+
+
+def test_defaults_are_documented_values() -> None:
+    options = Options.build("f()", {})
+    assert options == Options()
+    assert (options.damping, options.damping_mode, options.power, options.refresh_every) == (0.1, "relative", 0.5, 10)
+    assert (options.curvature_batch, options.trust, options.ema, options.seed) == ("previous", 1.0, 0.0, 0)
+    assert (options.estimator, options.sketch, options.sketch_size, options.rank) == ("auto", "uniform", 256, 16)
+    assert (options.scale, options.distributed) == ("auto", "auto")
+    assert (options.positions, options.loss_reduction) == ("sum", "mean")
+
+
+def test_preset_is_the_paper_and_gives_way_to_explicit_values() -> None:
+    paper = Options.build("f()", {"preset": "paper"})
+    assert (paper.power, paper.damping_mode, paper.natural, paper.curvature_batch) == (1.0, "absolute", True, "current")
+    assert paper.trust is None
+    assert paper.explicit_limit == 700_000
+    mixed = Options.build("f()", {"preset": "paper", "power": 0.5, "trust": 2.0})
+    assert (mixed.power, mixed.trust, mixed.damping_mode) == (0.5, 2.0, "absolute")
+
+
+@pytest.mark.parametrize(
+    ("scale", "power", "natural"),
+    [("auto", 1.0, False), ("auto", 0.5, True), ("natural", 1.0, True), ("gradient", 0.5, False)],
+)
+def test_automatic_scale_is_natural_below_power_one(scale: str, power: float, natural: bool) -> None:
+    assert Options.build("f()", {"scale": scale, "power": power}).natural is natural
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, nan, inf, "0.1", None, True])
+def test_damping_schedule_out_of_range_is_refused_with_its_step(value: Any) -> None:
+    options = Options.build("f()", {"damping": lambda step: value if step == 7 else 0.1})
+    assert options.damping_at(6) == 0.1
+    with pytest.raises(OptionError, match=r"damping schedule out of range: expected a number > 0, .*at step 7\."):
+        options.damping_at(7)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.0, nan, "1", None, True])
+def test_refresh_schedule_out_of_range_is_refused_with_its_step(value: Any) -> None:
+    options = Options.build("f()", {"refresh_every": lambda step: value if step == 7 else 3})
+    assert options.interval_at(6) == 3
+    with pytest.raises(OptionError, match=r"refresh_every schedule out of range: expected an integer >= 1.* step 7\."):
+        options.interval_at(7)
+    with pytest.raises(OptionError, match=r"refresh_every schedule out of range"):
+        options.require_schedules(6)  # the next step is prepared at the end of this one
+
+
+def test_copies_change_what_is_asked() -> None:
+    assert Options().with_(seed=3) == Options(seed=3)
