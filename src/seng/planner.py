@@ -64,14 +64,21 @@ def operator_cost(size: Size, choice: Choice) -> Choice:
 
 
 def rows_cost(size: Size, choice: Choice) -> Choice:
-    """Cost of written out per-sample gradients; their products are bound by memory, not by arithmetic."""
+    """Cost of written out per-sample gradients; those of an embedding never are."""
+    return operator_cost(size, choice) if size.kind == "lookup" else truncated_cost(size, choice)
+
+
+def truncated_cost(size: Size, choice: Choice) -> Choice:
+    """Cost of at most min(n, p) explicit columns; their products are bound by memory, not by arithmetic."""
     k = min(size.n, size.p)
     form = size.c * size.n * size.s * size.d_in * size.d_out
     return _costed(choice, size, k * size.p, 2.0 * form + 2.0 * size.n * k * size.p, 4.0 * k * size.p, memory_bound=4.0)
 
 
 def sketched_rows_cost(size: Size, choice: Choice) -> Choice:
-    """Cost of written out per-sample gradients with a sketched system."""
+    """Cost of written out per-sample gradients with a sketched system; embeddings stay as they are."""
+    if size.kind == "lookup":
+        return operator_cost(size, choice)
     q = min(choice.sketch_size, size.p)
     form = size.c * size.n * size.s * size.d_in * size.d_out
     flops = 2.0 * form + 2.0 * size.n * size.n * q
@@ -81,14 +88,20 @@ def sketched_rows_cost(size: Size, choice: Choice) -> Choice:
 def implicit_cost(size: Size, choice: Choice) -> Choice:
     """Cost of low-rank per-sample gradients with both sides sampled."""
     if size.kind != "product":
-        return operator_cost(size, choice) if size.kind == "lookup" else rows_cost(size, choice)
+        return rows_cost(size, choice)
     r, q = min(choice.rank, size.s), choice.sketch_size
     sampled = min(q, size.d_in) + min(q, size.d_out)
     both = size.d_in + size.d_out
     low_rank = 0.0 if r == size.s else 4.0 * size.n * size.s * both * (r + 4)
     refresh = size.c * (low_rank + 2.0 * size.n**2 * r * r * sampled)
     apply = 2.0 * size.c * size.n * r * (size.d_in * size.d_out + sampled * min(q, size.d_in))
-    return _costed(choice, size, size.c * size.n * r * (both + sampled), refresh, apply)
+    bias = size.n * (size.p - size.c * size.d_in * size.d_out)
+    return _costed(choice, size, size.c * size.n * r * (both + sampled) + bias, refresh, apply)
+
+
+def paper_code_cost(size: Size, choice: Choice) -> Choice:
+    """Cost of the released estimator: implicit above its threshold, else sketched rows."""
+    return implicit_cost(size, choice) if choice.implicit else sketched_rows_cost(size, choice)
 
 
 def _costed(
@@ -105,8 +118,8 @@ COSTS: dict[str, Callable[[Size, Choice], Choice]] = {
     "rows": rows_cost,
     "sketched-rows": sketched_rows_cost,
     "implicit": implicit_cost,
-    "truncated": rows_cost,
-    "paper-code": implicit_cost,
+    "truncated": truncated_cost,
+    "paper-code": paper_code_cost,
 }
 
 # option -> estimators it may use, exact ones first
