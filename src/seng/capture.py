@@ -2,8 +2,9 @@
 
 The gradient is taken by a tensor hook on the layer's output, which sees the value before an in-place
 activation overwrites it. A record belongs to its graph: forward passes that are never followed by backward leave
-nothing behind. A *micro-batch* is what one forward phase and the backward passes through it contribute; recomputed
-forward passes of activation checkpointing run inside backward and belong to the micro-batch that is open.
+nothing behind, and neither do passes that ask for gradients of inputs alone. A *micro-batch* is what one forward
+phase and the backward passes through it contribute; recomputed forward passes of activation checkpointing run inside
+backward and belong to the micro-batch that is open.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 
 from .errors import BatchError, CaptureError
 from .layers import LayerFunction
@@ -22,11 +24,15 @@ from .types import LayerIO, join_batches, join_uses
 
 @dataclass
 class Use:
-    """One call of a layer: its input, and the gradient of its output once backward has passed."""
+    """One call of a layer: its input, and the gradient of its output once backward has passed.
+
+    ``leaves`` are the autograd nodes that accumulate into the layer's parameters.
+    """
 
     x: Tensor
     version: int
     training: bool
+    leaves: tuple[Node, ...]
     g: Tensor | None = None
 
 
@@ -87,7 +93,8 @@ class Capture:
         ]
 
     def close(self) -> None:
-        """Remove the hooks and forget what they recorded."""
+        """Remove the hooks and forget what they recorded; graphs that are still alive record nothing more."""
+        self.armed = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -97,6 +104,11 @@ class Capture:
         """Forget what was recorded and not yet collected."""
         self._batches.clear()
         self._open = None
+
+    def has_gradients(self) -> bool:
+        """Return whether anything but zeros was recorded and not yet collected."""
+        uses = [use for batch in self._batches for uses in batch.uses.values() for use in uses]
+        return any(use.g is not None and bool(use.g.any()) for use in uses)
 
     def _hook(self, name: str) -> Callable[..., None]:
         record: Any = torch.compiler.disable(self._record)
@@ -118,14 +130,16 @@ class Capture:
         batch, x = self._open, (args[0] if args else kwargs["input"]).detach()
         if torch.is_autocast_enabled(x.device.type):  # autograd saves a cast copy, and lets the original change
             x = x.clone()
-        use = Use(x, x._version, module.training)
+        parameters = [module.get_parameter(key) for key in self._watched[name].wanted]
+        leaves = tuple(get_gradient_edge(p).node for p in parameters if p.requires_grad)
+        use = Use(x, x._version, module.training, leaves)
         output, source = _hookable(output)
         shape = output.shape
         source.register_hook(lambda grad: self._receive(batch, name, use, grad.reshape(shape)))
         return output
 
     def _receive(self, batch: MicroBatch, name: str, use: Use, grad: Tensor) -> None:
-        if not self.armed:
+        if not self.armed or not _accumulates(use.leaves):
             return
         if not batch.started:
             if self._batches and self._grads_are_fresh():
@@ -158,7 +172,7 @@ class Capture:
     def _join(self, name: str, uses: list[Use]) -> LayerIO:
         entry, parts = self._watched[name], []
         for use in uses:
-            if use.x._version != use.version:
+            if use.x._version != use.version and "weight" in entry.wanted:  # gradients of a bias need no input
                 raise CaptureError(
                     "step()", "a layer's input was modified in place after the layer had read it",
                     expected=f"version {use.version}", got=use.x._version, layer=name,
@@ -168,6 +182,14 @@ class Capture:
             parts.append(entry.function(entry.module, use.x, use.g, entry.wanted, use.training))
         _require_one_count({f"{name} (use {k})": part.n for k, part in enumerate(parts)}, layer=name)
         return join_uses(parts)
+
+
+def _accumulates(leaves: tuple[Node, ...]) -> bool:
+    """Return whether the running backward pass reaches a parameter; gradients of inputs alone do not."""
+    try:
+        return any(torch._C._will_engine_execute_node(leaf) for leaf in leaves)
+    except RuntimeError:  # torch.autograd.grad was asked for that very parameter
+        return True
 
 
 def _hookable(output: Tensor) -> tuple[Tensor, Tensor]:
