@@ -11,64 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from seng import SENG, Preconditioner
-from seng.capture import Use
 from seng.errors import BatchError, CaptureError, OrderError
 from seng.layers import LAYERS
 from seng.testing import (
-    EXACT,
     LAYER_CASES,
     blocks_of,
     check_direction,
     check_rows,
-    dense_direction,
-    flat_gradient,
-    loop_gradients,
-    relative_error,
 )
 
-N = 6
-SAME = 1e-12  # float64 rounding of sums in another order
-
-
-def _random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _mlp() -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-
-def _loss(model: nn.Module, x: Tensor, total: int | None = None) -> Tensor:
-    """Sum over the samples of x, divided by the size of the whole batch."""
-    return (model(x).tanh() - x.flatten(1)[:, :1]).square().sum() / (total or len(x))
-
-
-def _directions(model: nn.Module, run: Callable[[], object], **options: Any) -> dict[str, Tensor]:
-    """Run forward and backward passes, take one step, and return what is left in ``.grad``."""
-    model.zero_grad()
-    pre = Preconditioner(model, estimator="exact", **options)
-    try:
-        run()
-        pre.step()
-    finally:
-        pre.close()
-    return {name: flat_gradient(block) for name, block in blocks_of(model).items()}
-
-
-def _assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = SAME) -> None:
-    assert set(got) == set(expected)
-    for name, value in expected.items():
-        assert relative_error(got[name], value) <= tolerance, name
-
-
-def _uses() -> list[Use]:
-    return [item for item in gc.get_objects() if type(item) is Use]
-
+from .capturing import N, assert_same, directions, loss_of, mlp, random, uses
 
 # -- in-place operations on outputs -------------------------------------------------------------------------------
 
@@ -120,7 +74,7 @@ def test_capture_is_right_under_in_place_operations_on_the_output(kind: type[nn.
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_capture_is_right_where_the_output_is_a_view_changed_in_place(axes: int):
     kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
-    x = _random(1, 2, 2, *(3,) * axes)
+    x = random(1, 2, 2, *(3,) * axes)
     grads = []
     for in_place in (True, False):
         with torch.random.fork_rng():
@@ -132,8 +86,8 @@ def test_capture_is_right_where_the_output_is_a_view_changed_in_place(axes: int)
                 y = layer(sample)
                 (y.relu_() if in_place else y.relu()).tanh().sum().backward()
 
-        grads.append(_directions(layer, run))
-    _assert_same(grads[0], grads[1])
+        grads.append(directions(layer, run))
+    assert_same(grads[0], grads[1])
 
 
 def test_capture_is_right_in_a_residual_block_with_in_place_additions():
@@ -149,8 +103,8 @@ def test_capture_is_right_in_a_residual_block_with_in_place_additions():
             return F.relu_(z)
 
     torch.manual_seed(0)
-    model, x = Residual().double(), _random(1, N, 3)
-    check_direction(model, lambda: _loss(model, x), N)
+    model, x = Residual().double(), random(1, N, 3)
+    check_direction(model, lambda: loss_of(model, x), N)
 
 
 # -- calls --------------------------------------------------------------------------------------------------------
@@ -160,22 +114,22 @@ def test_capture_takes_keyword_inputs():
     class Keywords(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = _mlp()
+            self.inner = mlp()
 
         def forward(self, x: Tensor) -> Tensor:
             for layer in self.inner:
                 x = layer(input=x)
             return x
 
-    model, x = Keywords(), _random(1, N, 3)
-    expected = _directions(model.inner, lambda: _loss(model.inner, x).backward())
-    got = _directions(model, lambda: _loss(model, x).backward())
-    _assert_same({name.removeprefix("inner."): value for name, value in got.items()}, expected)
+    model, x = Keywords(), random(1, N, 3)
+    expected = directions(model.inner, lambda: loss_of(model.inner, x).backward())
+    got = directions(model, lambda: loss_of(model, x).backward())
+    assert_same({name.removeprefix("inner."): value for name, value in got.items()}, expected)
 
 
 @pytest.mark.parametrize("backwards", [1, 2, 3])
 def test_several_backward_passes_through_one_forward_are_one_batch(backwards: int):
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
     weights = torch.arange(1.0, backwards + 1)
 
     def run() -> None:
@@ -187,11 +141,11 @@ def test_several_backward_passes_through_one_forward_are_one_batch(backwards: in
         y = model(x)
         sum(weight * (y - k).square().sum() / N for k, weight in enumerate(weights)).backward()  # type: ignore[union-attr]
 
-    _assert_same(_directions(model, run), _directions(model, whole))
+    assert_same(directions(model, run), directions(model, whole))
 
 
 def test_backward_passes_through_parts_of_one_forward_are_one_batch():
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
 
     def run() -> None:
         hidden = model[:3](x)
@@ -203,281 +157,32 @@ def test_backward_passes_through_parts_of_one_forward_are_one_batch():
         hidden = model[:3](x)
         ((hidden.square().sum() + model[3:](hidden).square().sum()) / N).backward()
 
-    _assert_same(_directions(model, run), _directions(model, whole))
+    assert_same(directions(model, run), directions(model, whole))
 
 
 def test_input_gradients_taken_on_the_way_are_not_captured():
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
 
     def adversarial() -> None:
         probe = x.clone().requires_grad_()
-        (g,) = torch.autograd.grad(_loss(model, probe), probe)
-        _loss(model, x + 0.1 * g.sign()).backward()
+        (g,) = torch.autograd.grad(loss_of(model, probe), probe)
+        loss_of(model, x + 0.1 * g.sign()).backward()
 
     probe = x.clone().requires_grad_()
-    (g,) = torch.autograd.grad(_loss(model, probe), probe)
+    (g,) = torch.autograd.grad(loss_of(model, probe), probe)
     moved = x + 0.1 * g.sign()
-    _assert_same(_directions(model, adversarial), _directions(model, lambda: _loss(model, moved).backward()))
+    assert_same(directions(model, adversarial), directions(model, lambda: loss_of(model, moved).backward()))
 
 
 def test_gradients_taken_by_hand_are_captured():
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
 
     def by_hand() -> None:
         parameters = list(model.parameters())
-        for p, g in zip(parameters, torch.autograd.grad(_loss(model, x), parameters), strict=True):
+        for p, g in zip(parameters, torch.autograd.grad(loss_of(model, x), parameters), strict=True):
             p.grad = g
 
-    _assert_same(_directions(model, by_hand), _directions(model, lambda: _loss(model, x).backward()))
-
-
-# -- accumulation and checkpointing -------------------------------------------------------------------------------
-
-
-class _Checkpointed(nn.Module):
-    """Recomputes its body in backward; the first and last layers may stay outside."""
-
-    def __init__(self, reentrant: bool | None, whole: bool):
-        super().__init__()
-        self.inner = _mlp()
-        self.norm = nn.BatchNorm1d(3, affine=False).double()
-        self.reentrant, self.whole = reentrant, whole
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        body = self.inner if self.whole else self.inner[1:4]
-        if not self.whole:
-            x = self.inner[0](x)
-        elif self.reentrant:
-            x = x.requires_grad_()  # a reentrant checkpoint of data alone would have no gradient
-        x = body(x) if self.reentrant is None else checkpoint(body, x, use_reentrant=self.reentrant)
-        return x if self.whole else self.inner[4](x)
-
-
-@pytest.mark.parametrize("splits", [[N], [2, 2, 2], [1, 3, 2]], ids=str)
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_changes_nothing(reentrant: bool, whole: bool, splits: list[int]):
-    x = _random(1, N, 3)
-    results = []
-    for mode in (reentrant, None):
-        model = _Checkpointed(mode, whole).eval()
-
-        def run(model: nn.Module = model) -> None:
-            for part in x.split(splits):
-                _loss(model, part, total=N).backward()
-
-        results.append(_directions(model, run))
-    _assert_same(results[0], results[1])
-
-
-def test_nested_checkpoints_change_nothing():
-    model, x = _mlp(), _random(1, N, 3)
-
-    def inner(x: Tensor) -> Tensor:
-        return checkpoint(model[2:4], model[:2](x), use_reentrant=False)  # type: ignore[return-value]
-
-    def run() -> None:
-        y = model[4](checkpoint(inner, x, use_reentrant=False))
-        (y.tanh() - x[:, :1]).square().sum().div(N).backward()
-
-    _assert_same(_directions(model, run), _directions(model, lambda: _loss(model, x).backward()))
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"power": 1.0}, {"loss_reduction": "sum"}, {"estimator": "truncated"}], ids=str
-)
-@pytest.mark.parametrize("splits", [[1] * N, [3, 3], [1, 4, 1]], ids=str)
-def test_accumulated_micro_batches_are_one_batch(splits: list[int], options: dict[str, Any]):
-    model, x, options = _mlp(), _random(1, N, 3), dict(options)
-    total = 1 if options.get("loss_reduction") == "sum" else N
-
-    def run() -> None:
-        for part in x.split(splits):
-            _loss(model, part, total).backward()
-
-    def directions(run: Callable[[], object]) -> dict[str, Tensor]:
-        model.zero_grad()
-        pre = Preconditioner(model, **{"estimator": "exact", **options})
-        run()
-        pre.step()
-        assert all(stats.samples == N for stats in pre.stats().values())
-        pre.close()
-        return {name: flat_gradient(block) for name, block in blocks_of(model).items()}
-
-    _assert_same(directions(run), directions(lambda: _loss(model, x, total).backward()), EXACT)
-
-
-class _Reader(nn.Module):
-    """A model of sequences of any length, with a layer used at two lengths, a norm and a convolution."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.twice = nn.Linear(4, 4)
-        self.norm = nn.LayerNorm(4)
-        self.convolution = nn.Conv1d(4, 4, 2, groups=2)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.norm(self.twice(self.embed(ids)).tanh())
-        x = self.convolution(x.mT).relu_().mT
-        return self.head(self.twice(x).tanh().mean(1))
-
-
-@pytest.mark.parametrize("power", [1.0, 0.5])
-def test_micro_batches_of_different_lengths_match_oracle(power: float):
-    torch.manual_seed(0)
-    model = _Reader().double()
-    generator = torch.Generator().manual_seed(0)
-    parts = [torch.randint(7, shape, generator=generator) for shape in ((2, 5), (3, 3), (1, 8))]
-    samples = [ids[i : i + 1] for ids in parts for i in range(len(ids))]
-    total = len(samples)
-
-    def run() -> None:
-        for ids in parts:
-            (model(ids).square().sum() / total).backward()
-
-    rows = {
-        name: loop_gradients(lambda i: model(samples[i]).square().sum(), block.parameters, total)
-        for name, block in blocks_of(model).items()
-    }
-    got = _directions(model, run, power=power, trust=None, scale="natural")
-    expected = {name: dense_direction(u, u.mean(0), damping=0.1, power=power, natural=True) for name, u in rows.items()}
-    _assert_same(got, expected, EXACT)
-
-
-def test_micro_batches_that_skip_a_layer_match_oracle():
-    model = nn.ModuleDict({"stem": nn.Linear(3, 3), "left": nn.Linear(3, 2), "right": nn.Linear(3, 2)}).double()
-    x = _random(1, N, 3)
-    heads = ["left", "left", "right", "left", "right", "right"]
-
-    def sample(i: int) -> Tensor:
-        return model[heads[i]](model["stem"](x[i : i + 1]).tanh()).square().sum()
-
-    def run() -> None:
-        for i in range(N):
-            (sample(i) / N).backward()
-
-    got = _directions(model, run, trust=None, scale="natural")
-    for name, block in blocks_of(model).items():
-        rows = loop_gradients(sample, block.parameters, N)
-        # relative damping: trace over the samples of the whole batch, as everywhere
-        expected = dense_direction(rows, rows.mean(0), damping=0.1, power=0.5, natural=True)
-        assert relative_error(got[name], expected) <= EXACT, name
-
-
-# -- other passes in between --------------------------------------------------------------------------------------
-
-
-def _forward_only(model: nn.Module, x: Tensor) -> None:
-    model(x)
-
-
-def _no_grad(model: nn.Module, x: Tensor) -> None:
-    with torch.no_grad():
-        model(x)
-
-
-def _inference(model: nn.Module, x: Tensor) -> None:
-    with torch.inference_mode():
-        model(x)
-
-
-def _evaluation(model: nn.Module, x: Tensor) -> None:
-    model.eval()
-    with torch.no_grad():
-        model(x)
-    model.train()
-
-
-def _evaluation_with_grad(model: nn.Module, x: Tensor) -> None:
-    model.eval()
-    model(x)
-    model.train()
-
-
-def _evaluation_of_inputs(model: nn.Module, x: Tensor) -> None:
-    model.eval()
-    x = x.clone().requires_grad_()
-    torch.autograd.grad(model(x).sum(), x)
-    model.train()
-
-
-OTHER_PASSES = [_forward_only, _no_grad, _inference, _evaluation, _evaluation_with_grad, _evaluation_of_inputs]
-
-
-@pytest.mark.parametrize("other", OTHER_PASSES, ids=lambda other: other.__name__)
-@pytest.mark.parametrize("moment", ["before", "after forward", "between", "after"])
-def test_other_passes_leave_no_trace(other: Callable[[nn.Module, Tensor], None], moment: str):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).double()
-    x, elsewhere = _random(1, N, 3), _random(2, 9, 3)
-
-    def run(disturb: bool = True) -> None:
-        for k, part in enumerate(x.split(N // 2)):
-            if disturb and moment == ("before" if k == 0 else "between"):
-                other(model, elsewhere)
-            loss = _loss(model, part, N)
-            if disturb and moment == "after forward":
-                other(model, elsewhere)
-            loss.backward()
-        if disturb and moment == "after":
-            other(model, elsewhere)
-
-    _assert_same(_directions(model, run), _directions(model, lambda: run(disturb=False)))
-
-
-@pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("through", ["optimizer", "model"])
-def test_cleared_gradients_clear_what_was_captured(set_to_none: bool, through: str):
-    class Scaled(nn.Module):
-        """Its scale has a gradient before any layer does."""
-
-        def __init__(self):
-            super().__init__()
-            self.inner, self.scale = _mlp(), nn.Parameter(torch.ones(2, dtype=torch.float64))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x) * self.scale
-
-    model, x, gone = Scaled(), _random(1, N, 3), _random(2, 4, 3)
-
-    def run() -> None:
-        _loss(model, gone).backward()
-        if through == "model":
-            model.zero_grad(set_to_none)
-        else:
-            torch.optim.SGD(model.parameters(), lr=0.1).zero_grad(set_to_none)
-        for part in x.split(2):
-            _loss(model, part, N).backward()
-
-    _assert_same(_directions(model, run), _directions(model, lambda: _loss(model, x).backward()))
-
-
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_seng_clears_captured_and_gradients_alike(set_to_none: bool):
-    model, x = _mlp(), _random(1, N, 3)
-    optimizer = SENG(model, estimator="exact")
-    _loss(model, x[:4]).backward()
-    optimizer.zero_grad(set_to_none)
-    assert not _uses()
-    assert all(p.grad is None if set_to_none else not p.grad.any() for p in model.parameters())  # type: ignore[union-attr]
-    _loss(model, x).backward()
-    optimizer.step()
-    assert {stats.samples for stats in optimizer.stats().values()} == {N}
-    optimizer.close()
-
-
-def test_ragged_last_batches_are_taken_as_they_come():
-    model, x = _mlp(), _random(1, N + 4, 3)
-    pre = Preconditioner(model, refresh_every=1, estimator="exact")
-    for part in x.split(4):
-        model.zero_grad()
-        _loss(model, part).backward()
-        pre.step()
-        assert {stats.samples for stats in pre.stats().values()} == {len(part)}
-    pre.close()
+    assert_same(directions(model, by_hand), directions(model, lambda: loss_of(model, x).backward()))
 
 
 # -- frozen, unused, foreign --------------------------------------------------------------------------------------
@@ -485,22 +190,23 @@ def test_ragged_last_batches_are_taken_as_they_come():
 
 @pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "2.weight", "2.", "4.bias"])
 def test_frozen_parameters_are_left_alone(frozen: str):
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
     for name, p in model.named_parameters():
         p.requires_grad_(not name.startswith(frozen))
-    check_rows(model, lambda: _loss(model, x), N)
-    check_direction(model, lambda: _loss(model, x), N)
+    check_rows(model, lambda: loss_of(model, x), N)
+    check_direction(model, lambda: loss_of(model, x), N)
     assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     names = {name for block in blocks_of(model).values() for name in block.parameter_names}
     assert names == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
 def test_layer_frozen_after_the_hooks_were_placed_is_left_alone():
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
     pre = Preconditioner(model)
     model[0].requires_grad_(False)
-    _loss(model, x).backward()
-    pre.step()
+    loss_of(model, x).backward()
+    with pytest.warns(UserWarning, match="they pass through: 0. Counted"):
+        pre.step()
     assert all(p.grad is None for p in model[0].parameters())
     assert model[2].weight.grad is not None
     pre.close()
@@ -513,7 +219,7 @@ def test_unused_layers_are_named_once():
         warnings.simplefilter("always")
         for seed in range(3):
             model.zero_grad()
-            _loss(model["used"], _random(seed, N, 3)).backward()
+            loss_of(model["used"], random(seed, N, 3)).backward()
             pre.step()
     messages = [str(item.message) for item in caught if "did not use" in str(item.message)]
     assert messages == [
@@ -528,14 +234,14 @@ def test_unused_layers_are_named_once():
 def test_parametrized_weights_pass_through_with_a_reason():
     torch.manual_seed(0)
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).double()
-    x = _random(1, N, 3)
+    x = random(1, N, 3)
     pre = Preconditioner(model)
     passed = pre.coverage().passed_through
     assert set(passed) == {f"0.parametrizations.weight.original{k}" for k in (0, 1)}
     assert all("not supported" in reason for reason in passed.values())
     pre.close()
     assert blocks_of(model)["0"].parameter_names == ("0.bias",)
-    check_direction(model, lambda: _loss(model, x), N)
+    check_direction(model, lambda: loss_of(model, x), N)
 
 
 def test_weights_computed_by_old_hooks_pass_through_with_a_reason():
@@ -553,7 +259,7 @@ def test_weights_computed_by_old_hooks_pass_through_with_a_reason():
 def test_double_backward_is_refused_or_verified_not_to_work():
     from seng import verify
 
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
 
     def loss() -> Tensor:
         points = x.clone().requires_grad_()
@@ -576,19 +282,19 @@ def _assert_untouched(before: list[Any], after: list[Any]) -> None:
 
 
 def test_input_overwritten_before_the_step_is_refused():
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
     pre = Preconditioner(model, refresh_every=1)
-    _loss(model, x).backward()
+    loss_of(model, x).backward()
     pre.step()
     before = _state(model, pre)
     model.zero_grad()
-    _loss(model, x).backward()
+    loss_of(model, x).backward()
     x.add_(1)
     with pytest.raises(CaptureError, match=r"step\(\): a layer's input was modified .* at layer 0\. Make that"):
         pre.step()
     _assert_untouched(before, _state(model, pre))
     model.zero_grad()
-    _loss(model, x).backward()
+    loss_of(model, x).backward()
     assert pre.step()
     pre.close()
 
@@ -607,8 +313,8 @@ def test_input_overwritten_where_it_is_not_needed_is_accepted():
             x.mul_(0)
             return y + x
 
-    model, x = Shifted().double(), _random(1, N, 3)
-    check_direction(model, lambda: _loss(model, x.clone()), N)
+    model, x = Shifted().double(), random(1, N, 3)
+    check_direction(model, lambda: loss_of(model, x.clone()), N)
 
 
 def test_layers_that_disagree_about_samples_are_refused():
@@ -622,7 +328,7 @@ def test_layers_that_disagree_about_samples_are_refused():
         def forward(self, x: Tensor) -> Tensor:
             return self.odd(self.second(self.first(x)).view(-1, 6))
 
-    model, x = Folding().double(), _random(1, N, 3)
+    model, x = Folding().double(), random(1, N, 3)
     pre = Preconditioner(model)
     model(x).square().mean().backward()
     message = rf"layers disagree about the number of samples: expected {N} samples in dimension 0, got 3 at layer odd"
@@ -633,7 +339,7 @@ def test_layers_that_disagree_about_samples_are_refused():
 
 
 def test_uses_of_one_layer_that_disagree_about_samples_are_refused():
-    model, x = nn.Sequential(nn.Linear(3, 3)).double(), _random(1, N, 3)
+    model, x = nn.Sequential(nn.Linear(3, 3)).double(), random(1, N, 3)
     pre = Preconditioner(model)
     (model(x).sum() + model(x[:4]).sum()).backward()
     with pytest.raises(BatchError, match="expected . samples in dimension 0, got . at layer 0. Keep samples"):
@@ -642,8 +348,8 @@ def test_uses_of_one_layer_that_disagree_about_samples_are_refused():
 
 
 def test_step_without_a_captured_layer_is_refused():
-    model, x = _mlp(), _random(1, N, 3)
-    loss = _loss(model, x)
+    model, x = mlp(), random(1, N, 3)
+    loss = loss_of(model, x)
     pre = Preconditioner(model)
     loss.backward()
     with pytest.raises(OrderError, match="no layer was captured: .* Create the optimizer before the forward pass"):
@@ -668,28 +374,28 @@ def no_collector() -> Iterator[None]:
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("view", [True, False])
 def test_forward_without_backward_keeps_nothing_alive(view: bool):
-    model = nn.Conv2d(2, 3, 2) if view else _mlp()
+    model = nn.Conv2d(2, 3, 2) if view else mlp()
     pre = Preconditioner(model)
-    y = model(torch.randn(2, 3, 3) if view else _random(1, N, 3))
-    assert len(_uses()) == len(blocks_of(model))
+    y = model(torch.randn(2, 3, 3) if view else random(1, N, 3))
+    assert len(uses()) == len(blocks_of(model))
     del y
-    assert not _uses()
+    assert not uses()
     pre.close()
 
 
 @pytest.mark.usefixtures("no_collector")
 def test_step_keeps_nothing_of_the_capture_alive():
-    model = _mlp()
+    model = mlp()
     pre = Preconditioner(model)
-    _loss(model, _random(1, N, 3)).backward()
-    assert len(_uses()) == 3
+    loss_of(model, random(1, N, 3)).backward()
+    assert len(uses()) == 3
     pre.step()
-    assert not _uses()
+    assert not uses()
     pre.close()
 
 
 def test_hooks_are_idle_between_refreshes():
-    model, x = _mlp(), _random(1, N, 3)
+    model, x = mlp(), random(1, N, 3)
     pre = Preconditioner(model, refresh_every=3)
     seen: list[bool] = []
     handle = model[2].register_forward_hook(
@@ -697,8 +403,8 @@ def test_hooks_are_idle_between_refreshes():
     )
     for _ in range(7):
         model.zero_grad()
-        loss = _loss(model, x)
-        assert bool(_uses()) == seen[-1]
+        loss = loss_of(model, x)
+        assert bool(uses()) == seen[-1]
         loss.backward()
         pre.step()
     assert seen == [True, False, False, True, False, False, True]
@@ -725,8 +431,8 @@ def test_close_removes_every_hook(kind: type[SENG | Preconditioner]):
 
 
 def test_two_preconditioners_on_one_model_do_not_meet():
-    model, x = _mlp(), _random(1, N, 3)
-    expected = _directions(model, lambda: _loss(model, x).backward())
+    model, x = mlp(), random(1, N, 3)
+    expected = directions(model, lambda: loss_of(model, x).backward())
     other = Preconditioner(model)
-    _assert_same(_directions(model, lambda: _loss(model, x).backward()), expected)
+    assert_same(directions(model, lambda: loss_of(model, x).backward()), expected)
     other.close()
