@@ -45,7 +45,7 @@ def test_digits_reaches_97_percent_with_any_seed(tmp_path: Path, seed: int):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 @pytest.mark.skipif(find_fashion(DataConfig("fashion-mnist")) is None, reason="Fashion-MNIST is not on this machine")
 def test_fashion_resnet_reaches_88_percent_in_three_epochs(tmp_path: Path):
     config = build_recipe("fashion-resnet")
