@@ -72,7 +72,8 @@ def truncated_cost(size: Size, choice: Choice) -> Choice:
     """Cost of at most min(n, p) explicit columns; their products are bound by memory, not by arithmetic."""
     k = min(size.n, size.p)
     form = size.c * size.n * size.s * size.d_in * size.d_out
-    return _costed(choice, size, k * size.p, 2.0 * form + 2.0 * size.n * k * size.p, 4.0 * k * size.p, memory_bound=4.0)
+    gram = 2.0 * form + 2.0 * size.n * k * size.p
+    return _costed(choice, size, k * size.p, gram, 4.0 * k * size.p, memory_bound=4.0, columns=k)
 
 
 def sketched_rows_cost(size: Size, choice: Choice) -> Choice:
@@ -105,9 +106,15 @@ def paper_code_cost(size: Size, choice: Choice) -> Choice:
 
 
 def _costed(
-    choice: Choice, size: Size, elements: float, gram: float, apply: float, memory_bound: float = 1.0
+    choice: Choice,
+    size: Size,
+    elements: float,
+    gram: float,
+    apply: float,
+    memory_bound: float = 1.0,
+    columns: int | None = None,
 ) -> Choice:
-    k = min(size.n, size.p)
+    k = columns or size.n
     solve = EIGEN_FLOPS * k**3
     nbytes = int((elements + k * k) * size.itemsize)
     return replace(choice, nbytes=nbytes, refresh_flops=gram + solve, apply_flops=apply * memory_bound + 4.0 * k * k)
