@@ -101,7 +101,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
     members = [entry for block in layout.blocks.values() for entry, _ in block.members]
     handles = [entry.module.register_forward_hook(hook_for(entry), with_kwargs=True) for entry in members]
     try:
-        with torch.no_grad(), untouched_buffers(model):
+        with torch.no_grad(), untouched_buffers(model), torch.random.fork_rng():
             _call(model, inputs)
     finally:
         for handle in handles:
