@@ -18,6 +18,8 @@ from .factors import Combined, build_factor
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
 
+ROUNDINGS = 1e3  # of the captured dtype that sums over samples and positions may add up to
+HALF_ROUNDINGS = 16  # the same in half precision, whose products are accumulated in float32 and rounded a few times
 NEGLIGIBLE = 1e-3  # share of the whole gradient below which a block's own size stops being the unit of its error
 
 
@@ -210,7 +212,8 @@ def _report(capture: Capture, layout: Any) -> Report:
         scale = max(float(grad.norm()), float(factor.gram().diagonal().sum()) ** 0.5, floor)
         errors[name] = float((total - grad).norm()) / scale if scale > 0 else 0.0
         eps = max(eps, *(torch.finfo(io.dtype).eps for io, _ in parts))
-    return Report(errors, tuple(unused), layout.passed, tolerance=1e3 * eps)
+    tolerance = eps * (HALF_ROUNDINGS if eps > torch.finfo(torch.float32).eps else ROUNDINGS)
+    return Report(errors, tuple(unused), layout.passed, tolerance)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:
