@@ -71,8 +71,12 @@ class SENG(Optimizer):
         _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
         _require("base_options", base_options, isinstance(base_options, dict | None), "a dict or None")
         settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
-        bases = build_bases(base, model, settings)
-        self.preconditioner = Preconditioner(model, **options)
+        self.preconditioner = Preconditioner(model, call="SENG()", **options)
+        try:
+            bases = build_bases(base, model, settings)
+        except Exception:
+            self.preconditioner.close()
+            raise
         self.bases: list[Optimizer] = []
         super().__init__([p for b in bases for group in b.param_groups for p in group["params"]], {"lr": lr})
         self.bases = bases

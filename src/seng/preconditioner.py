@@ -50,6 +50,7 @@ class Preconditioner:
     Args:
         model: Any module; DistributedDataParallel and torch.compile wrappers are looked through. Place it before
             compiling.
+        call: What errors name as the call at fault.
         **options: See ``seng.config.Options``.
 
     Raises:
@@ -68,8 +69,7 @@ class Preconditioner:
         True
     """
 
-    def __init__(self, model: nn.Module, **options: Any):
-        call = f"{type(self).__name__}()"
+    def __init__(self, model: nn.Module, *, call: str = "Preconditioner()", **options: Any):
         self.options = Options.build(call, options)
         require_known(self.options, call)
         strategy = automatic() if self.options.distributed == "auto" else self.options.distributed
