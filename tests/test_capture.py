@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from seng import SENG, Preconditioner
@@ -21,6 +22,7 @@ from seng.testing import (
     check_direction,
     check_rows,
 )
+from seng.types import Rows
 
 from .capturing import N, assert_same, directions, loss_of, mlp, random, uses
 
@@ -33,7 +35,7 @@ def _zero_first(y: Tensor) -> Tensor:
 
 
 def _through_a_view(y: Tensor) -> Tensor:
-    y.flatten()[::2].mul_(0.5)
+    y[..., ::2].mul_(0.5)
     return y
 
 
@@ -88,6 +90,50 @@ def test_capture_is_right_where_the_output_is_a_view_changed_in_place(axes: int)
 
         grads.append(directions(layer, run))
     assert_same(grads[0], grads[1])
+
+
+class _Viewed(nn.Module):
+    """A layer of a third party that returns a view of what it computed: transposed, or a part."""
+
+    def __init__(self, part: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 2, 4, dtype=torch.float64))
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * self.weight
+        return y[:, 1:] if self.part else y.mT
+
+    def rows(self, x: Tensor, g: Tensor, wanted: tuple[str, ...], training: bool) -> Rows:
+        x = x[:, 1:] if self.part else x
+        return Rows(((x * (g if self.part else g.mT)).sum(1),))
+
+
+@pytest.mark.parametrize("part", [True, False])
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_capture_is_right_where_the_output_is_not_all_of_its_base(
+    change: str, part: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(LAYERS, _Viewed, _Viewed.rows)
+    model, x = _Then(_Viewed(part), IN_PLACE[change]), random(1, N, 3, 4)
+
+    def loss() -> Tensor:
+        y = model(x)
+        return (y * torch.linspace(0.5, 2, y.numel()).view_as(y)).tanh().sum() / N
+
+    check_rows(model, loss, N)
+
+
+def test_capture_sees_models_called_with_other_parameters():
+    model, x = mlp(), random(1, N, 3)
+    values = {name: (2 * p).detach().requires_grad_() for name, p in model.named_parameters()}
+    pre = Preconditioner(model)
+    functional_call(model, values, (x,)).square().sum(1).mean().backward()
+    for name, p in model.named_parameters():
+        p.grad = values[name].grad
+    pre.step()
+    assert {stats.samples for stats in pre.stats().values()} == {N}
+    pre.close()
 
 
 def test_capture_is_right_in_a_residual_block_with_in_place_additions():

@@ -103,6 +103,30 @@ def test_half_precision_does_not_excuse_a_weight_read_elsewhere(whole: bool):
     assert {name for name, error in report.errors.items() if error > report.tolerance} == {"second"}
 
 
+def test_autocast_lets_inputs_change_that_it_copied():
+    class Reusing(nn.Module):
+        """Autograd saves what autocast made of the input, and lets the input change."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            x.zero_()
+            return y + x
+
+    model, x = Reusing(), torch.randn(N, 3, generator=torch.Generator().manual_seed(0))
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x.clone())
+        return y.float().square().sum(1).mean()
+
+    report = verify(model, loss)
+    assert report.ok, str(report)
+
+
 def test_autocast_direction_is_near_that_of_full_precision():
     directions = []
     for half in (True, False):

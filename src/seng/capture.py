@@ -130,7 +130,7 @@ class Capture:
         batch, x = self._open, (args[0] if args else kwargs["input"]).detach()
         if torch.is_autocast_enabled(x.device.type):  # autograd saves a cast copy, and lets the original change
             x = x.clone()
-        parameters = [module.get_parameter(key) for key in self._watched[name].wanted]
+        parameters = [getattr(module, key) for key in self._watched[name].wanted]  # tensors, under functional_call
         leaves = tuple(get_gradient_edge(p).node for p in parameters if p.requires_grad)
         use = Use(x, x._version, module.training, leaves)
         output, source = _hookable(output)

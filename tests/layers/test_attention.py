@@ -33,7 +33,9 @@ def _tokens() -> torch.Tensor:
 def test_attention_passes_through_and_its_neighbours_match_oracle(options: dict[str, bool]):
     model, x = _Attending(**options).double(), _tokens()
     assert set(blocks_of(model)) == {"first", "last"}
-    passed = Preconditioner(model).coverage().passed_through
+    pre = Preconditioner(model)
+    passed = pre.coverage().passed_through
+    pre.close()
     assert set(passed) == {f"attention.{name}" for name, _ in model.attention.named_parameters()}
     assert set(passed.values()) == {REASON}
     check_direction(model, lambda: model(x).tanh().square().sum((1, 2)).mean(), N, power=0.5)

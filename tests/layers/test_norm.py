@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from seng.testing import blocks_of, check_direction, check_layer
+from seng import Preconditioner
+from seng.testing import EXACT, blocks_of, check_direction, check_layer, flat_gradient, relative_error
 
 from .draws import batches, examples, option_sets, seeds, sizes
 
@@ -93,6 +94,22 @@ def test_trailing_norm_matches_oracle_over_several_dimensions(
         seed=seed,
         **options,
     )
+
+
+@pytest.mark.parametrize("axes", INSTANCE_NORMS)
+def test_unbatched_instance_norm_accumulates_to_the_direction_of_its_batch(axes: int):
+    generator = torch.Generator().manual_seed(axes)
+    x = torch.randn(4, 2, *(3,) * axes, generator=generator, dtype=torch.float64)
+    directions = []
+    for parts in ([x], list(x)):
+        layer = INSTANCE_NORMS[axes](2, affine=True, dtype=torch.float64)
+        pre = Preconditioner(layer, estimator="exact")
+        for part in parts:
+            (layer(part).tanh().square().sum() / len(x)).backward()
+        pre.step()
+        (block,) = blocks_of(layer).values()
+        directions.append(flat_gradient(block))
+    assert relative_error(directions[1], directions[0]) <= EXACT
 
 
 PLAIN: dict[str, Callable[[], nn.Module]] = {
