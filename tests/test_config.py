@@ -51,7 +51,8 @@ def small_model() -> nn.Module:
 
 
 def test_every_option_has_bad_values_here() -> None:
-    assert set(BAD) == {field.name for field in fields(Options)}
+    flags = {field.name for field in fields(Options) if field.type == "bool"}
+    assert set(BAD) == {field.name for field in fields(Options)} - flags
 
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{value!r:.20}" for name, value in CASES])
