@@ -93,29 +93,31 @@ def test_capture_is_right_where_the_output_is_a_view_changed_in_place(axes: int)
 
 
 class _Viewed(nn.Module):
-    """A layer of a third party that returns a view of what it computed: transposed, or a part."""
+    """A layer of a third party that returns a view of what it computed."""
 
-    def __init__(self, part: bool):
+    def __init__(self, view: str):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(0.5, 2, 4, dtype=torch.float64))
-        self.part = part
+        self.view = view
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.view == "first samples":
+            return (torch.cat([x, x]) * self.weight)[: len(x)]
         y = x * self.weight
-        return y[:, 1:] if self.part else y.mT
+        return y[:, 1:] if self.view == "part" else y.mT
 
     def rows(self, x: Tensor, g: Tensor, wanted: tuple[str, ...], training: bool) -> Rows:
-        x = x[:, 1:] if self.part else x
-        return Rows(((x * (g if self.part else g.mT)).sum(1),))
+        x, g = (x[:, 1:] if self.view == "part" else x), (g.mT if self.view == "transposed" else g)
+        return Rows(((x * g).sum(1),))
 
 
-@pytest.mark.parametrize("part", [True, False])
+@pytest.mark.parametrize("view", ["part", "transposed", "first samples"])
 @pytest.mark.parametrize("change", IN_PLACE)
 def test_capture_is_right_where_the_output_is_not_all_of_its_base(
-    change: str, part: bool, monkeypatch: pytest.MonkeyPatch
+    change: str, view: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(LAYERS, _Viewed, _Viewed.rows)
-    model, x = _Then(_Viewed(part), IN_PLACE[change]), random(1, N, 3, 4)
+    model, x = _Then(_Viewed(view), IN_PLACE[change]), random(1, N, 3, 4)
 
     def loss() -> Tensor:
         y = model(x)

@@ -145,6 +145,21 @@ def test_direction_matches_oracle_with_an_embedding_tied_to_the_head(
     check_direction(model, loss, N, power=power)
 
 
+@powers
+def test_direction_matches_oracle_with_an_embedding_used_twice(power: float):
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(6, 3, padding_idx=0), nn.Linear(3, 2)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.head((self.embed(left).sum(1) * self.embed(right)).tanh())
+
+    model, generator = _built(Pairs), torch.Generator().manual_seed(0)
+    left, right = (torch.randint(6, shape, generator=generator) for shape in ((N, 4), (N,)))
+    check_direction(model, lambda: model(left, right).square().sum(1).mean(), N, power=power)
+
+
 def test_tied_block_of_which_one_module_is_idle_matches_oracle():
     model = _built(_tied_linears)
     assert isinstance(model, _Through)
