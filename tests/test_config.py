@@ -122,8 +122,9 @@ def test_paper_code_wants_the_natural_gradient() -> None:
 @pytest.mark.parametrize("option", ["include", "exclude"])
 @pytest.mark.parametrize("selector", ["encoder.*", nn.Conv2d])
 def test_selector_without_a_match_is_refused(option: str, selector: Any) -> None:
+    options: dict[str, Any] = {option: [selector]}
     with pytest.raises(OptionError, match=f"a selector of {option} matches no module"):
-        Preconditioner(small_model(), **{option: [selector]})
+        Preconditioner(small_model(), **options)
 
 
 GOOD: dict[str, tuple[Any, ...]] = {

@@ -346,7 +346,8 @@ def test_released_code_at_full_size_is_the_exact_step_of_the_paper() -> None:
 )
 def test_bad_schedule_value_stops_the_step_and_changes_nothing(option: str, schedule: Callable[[int], Any]) -> None:
     model = perceptron()
-    pre = Preconditioner(model, **{option: schedule})
+    options: dict[str, Any] = {option: schedule}
+    pre = Preconditioner(model, **options)
     for step in range(2):
         directions(model, pre, *batch(step))
     backward(model, *batch(2))

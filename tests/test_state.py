@@ -242,6 +242,7 @@ SPOILED: dict[str, Spoil] = {
     # cut short
     "factor of fewer samples": lambda s: entry(s)["factor"].update(g=entry(s)["factor"]["g"][:, :-1]),
     "factor of fewer features": lambda s: entry(s)["factor"].update(a=entry(s)["factor"]["a"][..., :-1]),
+    "factor without its bias": lambda s: entry(s)["factor"].update(bias=False),
     "eigenvalues cut": lambda s: entry(s)["state"].update(values=entry(s)["state"]["values"][:-1]),
     "eigenvectors cut": lambda s: entry(s)["state"].update(vectors=entry(s)["state"]["vectors"][:-1]),
     "momentum cut": lambda s: s["bases"][0]["state"][0].update(momentum_buffer=torch.zeros(3)),
