@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 
@@ -142,10 +143,17 @@ def test_implicit_gram_is_chosen_where_it_saves() -> None:
     assert not implicit_gram_is_cheaper(256, 196, 144, 16)
 
 
+@pytest.fixture
+def always_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the check worth its while for factors of any size."""
+    monkeypatch.setattr(sys.modules["seng.factors.kronecker"], "CHECK_FROM", 0)
+
+
 def mean_gradient(factor: Kronecker, alpha: float) -> tuple[torch.Tensor, ...]:
     return tuple(alpha * x for x in factor.rmv(torch.full((factor.n,), factor.n**-0.5, dtype=torch.float64)))
 
 
+@pytest.mark.usefixtures("always_checked")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("alpha", [1.0, 0.01, -3.0, 0.0])
@@ -156,6 +164,7 @@ def test_mean_multiple_accepts_multiples_of_the_mean(groups: int, bias: bool, al
     assert float(found) == pytest.approx(alpha, rel=1e-12)
 
 
+@pytest.mark.usefixtures("always_checked")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("change", ["weight decay", "one entry", "bias", "other sample", "unrelated"])
 def test_mean_multiple_rejects_anything_else(groups: int, change: str) -> None:
@@ -176,6 +185,7 @@ def test_mean_multiple_rejects_anything_else(groups: int, change: str) -> None:
     assert factor.mean_multiple(v, generator()) is None
 
 
+@pytest.mark.usefixtures("always_checked")
 def test_mean_multiple_rejects_a_mean_of_zero() -> None:
     factor = Kronecker(torch.ones(1, 4, 1, 3), torch.zeros(1, 4, 1, 2), True, 1.0)
     assert factor.mean_multiple((torch.ones(2, 3), torch.ones(2)), generator()) is None

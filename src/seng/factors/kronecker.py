@@ -12,6 +12,8 @@ from ..linalg.gram import gram_of_products
 from ..types import Grads, Product
 from .base import Factor
 
+CHECK_FROM = 2**24  # multiply-adds of ``mv`` above which checking for the mean is cheaper
+
 
 @dataclass(frozen=True)
 class Kronecker(Factor):
@@ -52,10 +54,10 @@ class Kronecker(Factor):
         """Cost: the cheaper of n^2 s^2 (d_in + d_out) and n s d_in d_out + n^2 d_in d_out, a group."""
         if not implicit_gram_is_cheaper(self.n, self.a.shape[2], self.a.shape[3], self.g.shape[3]):
             return self.gram_by_tiles()
-        total = gram_of_products(self.a[0], self.g[0], self.bias)
+        total = gram_of_products(self.a[0], self.g[0], self.bias, self.scale)
         for a, g in zip(self.a[1:], self.g[1:], strict=True):
-            total.add_(gram_of_products(a, g, self.bias))
-        return total.mul_(self.scale**2)
+            total.add_(gram_of_products(a, g, self.bias, self.scale))
+        return total
 
     def mv(self, v: Grads) -> Float[Tensor, " n"]:
         """Return rowsum((G V) o A). Cost: c n s d_in d_out multiply-adds."""
@@ -86,21 +88,29 @@ class Kronecker(Factor):
             v[1].view(groups, d_out).mul_(beta).add_(weighted.sum(1))
 
     def mean_multiple(self, v: Grads, generator: torch.Generator) -> Tensor | None:
-        """Freivalds' check of v against the mean of the columns. Cost: p + c n s (d_in + d_out)."""
+        """Freivalds' check of v against the mean of the columns, where ``mv`` costs more than the check.
+
+        Cost: p + c n s (d_in + d_out).
+        """
         c, n, s, d_in = self.a.shape
         d_out = self.g.shape[3]
-        probe = torch.randn(c, d_out, 1, generator=generator, dtype=torch.float64).to(self.a)
-        projected = (self.g.reshape(c, n * s, d_out) @ probe).mT
-        mean = projected @ self.a.reshape(c, n * s, d_in)
-        seen = probe.mT @ v[0].view(c, d_out, d_in)
-        if self.bias:
-            mean = torch.cat([mean, projected.sum(2, keepdim=True)], 2)
-            seen = torch.cat([seen, probe.mT @ v[1].view(c, d_out, 1)], 2)
-        mean = mean * (self.scale / n**0.5)
-        alpha = (seen * mean).sum() / (mean * mean).sum()
+        if c * n * s * d_in * d_out < CHECK_FROM:
+            return None
+        probes = torch.randn(c, d_out, generator=generator).to(self.a)
+        means, seens = [], []
+        for k, (probe, weight) in enumerate(zip(probes, v[0].view(c, d_out, d_in), strict=True)):
+            projected = self.g[k].reshape(n * s, d_out) @ probe
+            means.append(self.a[k].reshape(n * s, d_in).T @ projected)
+            seens.append(weight.T @ probe)
+            if self.bias:
+                means.append(projected.sum()[None])
+                seens.append(torch.dot(v[1].view(c, d_out)[k], probe)[None])
+        mean, seen = torch.cat(means), torch.cat(seens)
+        alpha = torch.dot(seen, mean) / torch.dot(mean, mean)
         rounding = 32 * torch.finfo(seen.dtype).eps * (n * s) ** 0.5
-        close = (seen - alpha * mean).norm() <= rounding * seen.norm()
-        return alpha if bool(close & alpha.isfinite()) else None
+        miss = seen - alpha * mean
+        close = torch.dot(miss, miss) <= rounding**2 * torch.dot(seen, seen)
+        return alpha * (n**0.5 / self.scale) if bool(close & alpha.isfinite()) else None
 
 
 def implicit_gram_is_cheaper(n: int, s: int, d_in: int, d_out: int) -> bool:
