@@ -110,7 +110,7 @@ def factory(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=1e-3, amsgrad=True)
 
 
-@pytest.mark.parametrize("base", [*BASES, factory], ids=str)
+@pytest.mark.parametrize("base", [*BASES, pytest.param(factory, id="factory")])
 def test_resumed_run_equals_the_whole_one_for_every_base(base: Any) -> None:
     if base == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("torch.optim.Muon is missing")

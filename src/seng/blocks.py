@@ -103,6 +103,17 @@ def _clean(name: str) -> str:
     return name.removeprefix("_orig_mod.").replace("._orig_mod", "")
 
 
+def reweightable(layout: Layout) -> frozenset[str]:
+    """Return the names of blocks that are one linear layer with all its parameters trained."""
+    return frozenset(
+        name
+        for name, block in layout.blocks.items()
+        if len(block.members) == 1
+        and type(block.members[0][0].module) is nn.Linear
+        and "weight" in block.members[0][0].wanted
+    )
+
+
 def _matches(name: str, module: nn.Module, selectors: Iterable[Selector]) -> bool:
     return any(fnmatchcase(name, s) if isinstance(s, str) else isinstance(module, s) for s in selectors)
 

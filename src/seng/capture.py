@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.utils.hooks import RemovableHandle
 
 from .errors import BatchError, CaptureError
 from .layers import LayerFunction
@@ -26,13 +27,13 @@ from .types import LayerIO, join_batches, join_uses
 class Use:
     """One call of a layer: its input, and the gradient of its output once backward has passed.
 
-    ``leaves`` are the autograd nodes that accumulate into the layer's parameters.
+    ``leaves`` are the autograd nodes that accumulate into the layer's parameters; None where those are withheld.
     """
 
     x: Tensor
     version: int
     training: bool
-    leaves: tuple[Node, ...]
+    leaves: tuple[Node, ...] | None
     g: Tensor | None = None
 
 
@@ -80,9 +81,12 @@ class Capture:
     Args:
         watched: The modules.
         grads_are_fresh: Tells whether ``.grad`` has been cleared, so that older records are void.
+        withheld: Names of modules whose parameters are kept out of backward while armed.
     """
 
-    def __init__(self, watched: list[Watched], grads_are_fresh: Callable[[], bool]):
+    def __init__(
+        self, watched: list[Watched], grads_are_fresh: Callable[[], bool], withheld: frozenset[str] = frozenset()
+    ):
         self.armed = True
         self._watched = {entry.name: entry for entry in watched}
         self._grads_are_fresh = grads_are_fresh
@@ -91,6 +95,10 @@ class Capture:
         self._handles = [
             entry.module.register_forward_hook(self._hook(entry.name), with_kwargs=True) for entry in watched
         ]
+        self._held_back: dict[str, list[nn.Parameter]] = {}
+        for entry in watched:
+            if entry.name in withheld:
+                self._handles += self._withhold(entry)
 
     def close(self) -> None:
         """Remove the hooks and forget what they recorded; graphs that are still alive record nothing more."""
@@ -104,6 +112,11 @@ class Capture:
         """Forget what was recorded and not yet collected."""
         self._batches.clear()
         self._open = None
+
+    @property
+    def holds_records(self) -> bool:
+        """Whether a backward pass was recorded and not yet collected."""
+        return bool(self._batches)
 
     def has_gradients(self) -> bool:
         """Return whether anything but zeros was recorded and not yet collected."""
@@ -123,8 +136,13 @@ class Capture:
         inside_backward = torch._C._current_graph_task_id() != -1
         if self._open is not None and self._open.started and not inside_backward:
             self._open = None
-        if not (torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad):
+        if not (torch.is_grad_enabled() and isinstance(output, Tensor)):
             return None
+        withheld = bool(self._held_back.get(name))
+        if not output.requires_grad:
+            if not withheld:
+                return None
+            output = _Source.apply(output, torch.empty(0, requires_grad=True))
         if self._open is None:
             self._open = MicroBatch()
         batch, x = self._open, (args[0] if args else kwargs["input"]).detach()
@@ -132,11 +150,30 @@ class Capture:
             x = x.clone()
         parameters = [getattr(module, key) for key in self._watched[name].wanted]  # tensors, under functional_call
         leaves = tuple(get_gradient_edge(p).node for p in parameters if p.requires_grad)
-        use = Use(x, x._version, module.training, leaves)
+        use = Use(x, x._version, module.training, None if withheld else leaves)
         output, source = _hookable(output)
         shape = output.shape
         source.register_hook(lambda grad: self._receive(batch, name, use, grad.reshape(shape)))
         return output
+
+    def _withhold(self, entry: Watched) -> list[RemovableHandle]:
+        """Let a module compute with parameters that require no gradient, for the time of its call."""
+
+        def before(module: nn.Module, args: Any) -> None:
+            if self.armed and torch.is_grad_enabled():
+                own = [
+                    p for key, p in module.named_parameters(recurse=False) if key in entry.wanted and p.requires_grad
+                ]
+                self._held_back[entry.name] = own
+                for parameter in own:
+                    parameter.requires_grad_(False)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            for parameter in self._held_back.pop(entry.name, ()):
+                parameter.requires_grad_(True)
+
+        register = entry.module.register_forward_hook
+        return [entry.module.register_forward_pre_hook(before), register(after, always_call=True)]
 
     def _receive(self, batch: MicroBatch, name: str, use: Use, grad: Tensor) -> None:
         if not self.armed or not _accumulates(use.leaves):
@@ -180,12 +217,28 @@ class Capture:
                 )  # fmt: skip
             assert use.g is not None
             parts.append(entry.function(entry.module, use.x, use.g, entry.wanted, use.training))
+            use.x, use.g = use.x.new_empty(0), None  # the graph's hooks keep the record for as long as the loss lives
         _require_one_count({f"{name} (use {k})": part.n for k, part in enumerate(parts)}, layer=name)
         return join_uses(parts)
 
 
-def _accumulates(leaves: tuple[Node, ...]) -> bool:
+class _Source(torch.autograd.Function):
+    """Make a tensor part of the graph, so that its gradient is computed and stops there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None
+
+
+def _accumulates(leaves: tuple[Node, ...] | None) -> bool:
     """Return whether the running backward pass reaches a parameter; gradients of inputs alone do not."""
+    if leaves is None:
+        return True
     try:
         return any(torch._C._will_engine_execute_node(leaf) for leaf in leaves)
     except RuntimeError:  # torch.autograd.grad was asked for that very parameter

@@ -61,6 +61,9 @@ class Options:
         exclude: Module types or name patterns to leave out.
         loss_reduction: How the loss reduces over samples: "mean" or "sum".
         grad_scaler: torch GradScaler whose scale the captured gradients carry.
+        reweight: Linear layers leave their weight gradients out of backward, and step() forms the direction at once
+            as a weighted sum over samples: less time and memory. Needs curvature of the current batch at every step;
+            gradients of those layers exist after step() only, so clipping them before has no effect.
         preset: "paper" for the settings of the paper, or None.
         seed: Seed of every random draw, >= 0.
         explicit_limit: Parameters of the largest layer that "auto" treats explicitly or exactly whatever the
@@ -89,6 +92,7 @@ class Options:
     exclude: Sequence[Selector] = ()
     loss_reduction: str = "mean"
     grad_scaler: Any = None
+    reweight: bool = False
     preset: str | None = None
     seed: int = 0
     explicit_limit: int | None = None
@@ -129,6 +133,9 @@ class Options:
                 fix="Pass the scaler that scales the loss",
             )  # fmt: skip
 
+        if self.reweight:
+            _require_reweightable(call, self)
+
     def damping_at(self, step: int) -> float:
         """Return the option's value at a step.
 
@@ -156,6 +163,10 @@ class Options:
                 fix=f"Correct the schedule at step {step}",
             )  # fmt: skip
         return value
+
+    def serves_once(self, step: int) -> bool:
+        """Return whether curvature made at a step serves it alone: the next step refreshes before use."""
+        return self.curvature_batch == "current" and self.ema == 0 and self.interval_at(step + 1) == 1
 
     def require_schedules(self, step: int) -> None:
         """Raise OptionError if a schedule is out of range at a step, or at the next one, which is prepared now."""
@@ -204,6 +215,20 @@ def _require_count(call: str, name: str, value: Any, least: int) -> None:
         raise OptionError(
             call, f"{name} out of range", expected=f"an integer >= {least}", got=value, fix=f"Pass {name} in range"
         )
+
+
+def _require_reweightable(call: str, options: Options) -> None:
+    needs = {
+        "curvature_batch": "current", "refresh_every": 1, "estimator": "exact", "positions": "sum", "ema": 0,
+        "grad_scaler": None, "distributed": "none",
+    }  # fmt: skip
+    for name, needed in needs.items():
+        got = getattr(options, name)
+        if got != needed:
+            raise OptionError(
+                call, f"reweight does not go with this {name}", expected=f"{name}={needed!r}", got=got,
+                fix=f"Pass {name}={needed!r}, or reweight=False",
+            )  # fmt: skip
 
 
 def _require_selectors(call: str, name: str, value: Any) -> None:

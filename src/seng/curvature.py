@@ -15,30 +15,35 @@ from .sketch import generator_for
 from .solve import EigenState, SolveState, init
 from .types import Choice, LayerIO, expand_positions, join_uses
 
+BlockParts = tuple[tuple[LayerIO, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
+
 
 @dataclass(frozen=True)
 class Curvature:
     """What is held between refreshes.
 
     Args:
-        factor: U as an operator.
+        factor: U as an operator; None where gradients were all zero, and once it has served where the next step
+            refreshes before it is used.
         state: Factorisation of K = U^T U.
         mean: Mean eigenvalue trace(K) / samples, the unit of relative damping, 0-d.
         samples: Number of samples (rows, with positions expanded) behind U.
         step: Step of the refresh.
         damping: The damping in force at the refresh, 0-d.
+        row_sums: K 1, or None where the columns of U are not the samples.
     """
 
-    factor: Factor
+    factor: Factor | None
     state: SolveState
     mean: Tensor
     samples: int
     step: int
     damping: Tensor
+    row_sums: Tensor | None = None
 
     def nbytes(self) -> int:
         """Bytes held by U; the n x n state comes on top."""
-        return self.factor.nbytes()
+        return 0 if self.factor is None else self.factor.nbytes()
 
 
 def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
@@ -47,7 +52,7 @@ def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
     return mean * value if options.damping_mode == "relative" else torch.full_like(mean, value)
 
 
-def block_io(block: Block, layers: dict[str, LayerIO]) -> tuple[tuple[LayerIO, tuple[int, ...]], ...]:
+def block_io(block: Block, layers: dict[str, LayerIO]) -> BlockParts:
     """Return what each member of a block gave, with the positions of its parameters; alike members are joined."""
     parts = [(layers[watched.name], slots) for watched, slots in block.members if watched.name in layers]
     alike = len({slots for _, slots in parts}) == 1 and len({type(io) for io, _ in parts}) == 1
@@ -63,7 +68,7 @@ def block_io(block: Block, layers: dict[str, LayerIO]) -> tuple[tuple[LayerIO, t
 
 def refresh(
     block: Block,
-    parts: tuple[tuple[LayerIO, tuple[int, ...]], ...],
+    parts: BlockParts,
     choice: Choice,
     samples: int,
     options: Options,
@@ -80,30 +85,33 @@ def refresh(
     """
     factor, samples = _factor(block, parts, choice, samples, options, step)
     gram = factor.gram()
-    mean = gram.diagonal().sum() / samples
+    mean, sums = gram.diagonal().sum() / samples, gram.sum(1)
     if options.ema > 0 and old is not None and isinstance(old.factor, Explicit):
         factor = merge(old.factor, factor, options.ema)
         mean = options.ema * old.mean + (1 - options.ema) * mean
     damping = damping_at(options, step, mean)
-    if choice.estimator == "truncated" or options.ema > 0:
-        _, failed = init(gram, damping, cholesky=True)  # a Gram matrix that cannot be factorised is refused here
-        summary, values = truncate(factor, damping, limit=samples)
-        state: SolveState = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
-        return Curvature(summary, state, mean, samples, step, damping), failed
     steady = not callable(options.damping) or options.interval_at(step) == 1
-    state, failed = init(gram, damping, cholesky=options.power == 1.0 and (steady or factor.frozen_damping))
-    return Curvature(factor, state, mean, samples, step, damping), failed
+    direct = options.power == 1.0 and (steady or factor.frozen_damping)
+    summarise = choice.estimator == "truncated" or options.ema > 0
+    once = direct and not summarise and options.serves_once(step)
+    state, failed = init(gram, damping, cholesky=direct or summarise, once=once)
+    used = factor if bool(mean > 0) else None
+    if summarise and used is not None:
+        used, values = truncate(factor, damping, limit=samples)
+        state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
+    return Curvature(used, state, mean, samples, step, damping, sums), failed
 
 
 def _factor(
     block: Block,
-    parts: tuple[tuple[LayerIO, tuple[int, ...]], ...],
+    parts: BlockParts,
     choice: Choice,
     samples: int,
     options: Options,
     step: int,
 ) -> tuple[Factor, int]:
-    generator = generator_for(options.seed, step, block.name)
+    drawing = choice.draws or options.positions == "expand"
+    generator = generator_for(options.seed, step, block.name) if drawing else torch.default_generator
     dtype = block.compute_dtype
     io, slots = parts[0]
     if len(parts) > 1 or len(slots) < len(block.parameters):
@@ -113,9 +121,7 @@ def _factor(
     return build_factor(io, choice, _scale(samples, options), dtype, generator), samples
 
 
-def _tied_factor(
-    block: Block, parts: tuple[tuple[LayerIO, tuple[int, ...]], ...], scale: float, generator: torch.Generator
-) -> Factor:
+def _tied_factor(block: Block, parts: BlockParts, scale: float, generator: torch.Generator) -> Factor:
     """Keep modules that share some of their parameters as they were captured, one row a sample."""
     shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
     every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))

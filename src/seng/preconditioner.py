@@ -5,37 +5,26 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, lay_out, unwrap
+from .blocks import Block, lay_out, reweightable, unwrap
 from .capture import Capture, Captured
 from .config import Options
-from .curvature import Curvature, block_io, damping_at, refresh
+from .curvature import BlockParts, Curvature, block_io, damping_at, refresh
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .distributed import STRATEGIES, automatic
 from .errors import BatchError, OrderError, choose
-from .factors import Factor
+from .factors import Factor, build_factor
 from .linalg import inverse_quadratic
 from .planner import Size, choose_all, require_known
 from .sketch import generator_for
 from .solve import FactorisationError, coefficients
 from .state import Held, Signature, read, write
 from .types import Choice, Grads
-
-
-@dataclass(frozen=True)
-class Direction:
-    """d = multiplier * (g + U z) of one block, not yet written."""
-
-    block: Block
-    factor: Factor
-    z: Tensor
-    multiplier: Tensor
-    use: Use
 
 
 class Preconditioner:
@@ -76,7 +65,8 @@ class Preconditioner:
         self._strategy = choose(STRATEGIES, strategy, call=call, option="distributed")()
         self._layout = lay_out(unwrap(model, call), self.options, call)
         watched = [entry for block in self._layout.blocks.values() for entry, _ in block.members]
-        self._capture = Capture(watched, self._grads_are_cleared)
+        self._reweighted = reweightable(self._layout) if self.options.reweight else frozenset()
+        self._capture = Capture(watched, self._grads_are_cleared, withheld=self._reweighted)
         self._curvature: dict[str, Curvature] = {}
         self._choices: dict[str, Choice] = {}
         self._uses: dict[str, Use] = {}
@@ -102,76 +92,102 @@ class Preconditioner:
         grads = self._gradients()
         self.options.require_schedules(self._step)
         captured = self._capture.collect()
-        if not self._strategy.agree(_all_finite(self._all_grads())):
+        self._restore_gradients(grads, captured)
+        squares = {name: sum(map(_square, own), own[0].new_zeros(())) for name, own in grads.items()}
+        if not self._strategy.agree(_all_finite([*squares.values(), *self._loose_squares(captured)])):
             return self.skip("a gradient is not finite")
         due = self._refresh_due() and self._can_refresh(captured)
         fresh = due and (self.options.curvature_batch == "current" or not self._curvature)
-        if fresh:
-            self._refresh(captured)
-        directions = self._directions(grads, fresh)
-        if not self._strategy.agree(_all_finite([d.z for d in directions])):
-            return self.skip("a gradient is not finite")
-        self._write(directions, grads)
-        if due and not fresh:
-            self._refresh(captured)
+        parts = self._plan_refresh(captured) if due else {}
+        done = []
+        for name, block in self._layout.blocks.items():
+            if fresh and name in parts:
+                self._refresh(block, parts.pop(name), captured.samples)
+            if name in grads:
+                written = self._precondition(block, grads.pop(name), squares[name], fresh)
+            else:
+                written = name in self._reweighted and self._reweight(block)
+            done += [name] if written else []
+            if due and name in parts:
+                self._refresh(block, parts.pop(name), captured.samples)
+        self._pass_through(done)
+        self._strategy.share_updates(self._all_grads())
+        self._last_refresh = self._step if due else self._last_refresh
         self._step += 1
         self._capture.armed = self._refresh_due()
         return True
 
-    def _directions(self, grads: dict[str, Grads], fresh: bool) -> list[Direction]:
-        directions = []
-        for name, curvature in self._curvature.items():
-            if name not in grads or not bool(curvature.mean > 0):
-                continue
-            block, factor, power = self._layout.blocks[name], curvature.factor, self.options.power
-            damping = damping_at(self.options, self._step, curvature.mean)
-            inner = curvature.damping if factor.frozen_damping else damping
-            y = self._projection(name, curvature, grads[name], fresh)
-            z = coefficients(curvature.state, y, inner, power)
-            square = sum((torch.dot(x.view(-1), x.view(-1)) for x in grads[name]), y.new_zeros(()))
-            multiplier = damping**-power if self.options.natural else torch.ones_like(damping)
-            if self.options.trust is not None:
-                multiplier = multiplier * self._trust(curvature, square, y, z, damping)
-            directions.append(Direction(block, factor, z, multiplier, Use(square, y, z, curvature.state)))
-        return directions
-
-    def _projection(self, name: str, curvature: Curvature, grads: Grads, fresh: bool) -> Tensor:
-        """Return U^T g; from K alone where g is the mean of the very samples in U."""
+    def _precondition(self, block: Block, grads: Grads, square: Tensor, fresh: bool) -> bool:
+        """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
+        curvature = self._curvature.get(block.name)
+        if curvature is None or curvature.factor is None:
+            return False
         factor = curvature.factor
-        if fresh:
+        y, own = self._projection(block.name, curvature, factor, grads, fresh)
+        z, multiplier = self._direction(block.name, curvature, square, y, own)
+        if multiplier.is_cuda:  # reading its value would wait for the device
+            for x in grads:
+                x.mul_(multiplier)
+        factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
+        for parameter, x in zip(block.parameters, grads, strict=True):
+            if parameter.grad is not None and parameter.grad.data_ptr() != x.data_ptr():
+                parameter.grad.copy_(x.view_as(parameter.grad))
+        return True
+
+    def _reweight(self, block: Block) -> bool:
+        """Make the block's gradients multiplier * U (1 / sqrt(n) + z), a weighted sum over the samples in U."""
+        curvature = self._curvature.get(block.name)
+        if curvature is None or curvature.factor is None or curvature.row_sums is None:
+            return False
+        n = curvature.factor.n
+        y, square = curvature.row_sums / n**0.5, curvature.row_sums.sum() / n
+        z, multiplier = self._direction(block.name, curvature, square, y, own=True)
+        for parameter in block.parameters:
+            parameter.grad = torch.empty_like(parameter) if parameter.dim() > 1 else torch.zeros_like(parameter)
+        grads = tuple(parameter.grad for parameter in block.parameters if parameter.grad is not None)
+        curvature.factor.add_rmv_(grads, (z + n**-0.5) * multiplier, beta=0.0)
+        return True
+
+    def _direction(
+        self, name: str, curvature: Curvature, square: Tensor, y: Tensor, own: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return z and the multiplier of the direction; a factor that will not serve again is let go."""
+        options, factor = self.options, curvature.factor
+        damping = damping_at(options, self._step, curvature.mean)
+        frozen = factor is not None and factor.frozen_damping
+        z = coefficients(curvature.state, y, curvature.damping if frozen else damping, options.power)
+        multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
+        if options.trust is not None and not (own and options.trust >= 1):
+            multiplier = multiplier * self._trust(options.trust, curvature, square, y, z, damping)
+        self._uses[name] = Use(square, y, z, curvature.state)
+        if options.serves_once(self._step):
+            self._curvature[name] = replace(curvature, factor=None)
+        return z, multiplier
+
+    def _projection(
+        self, name: str, curvature: Curvature, factor: Factor, grads: Grads, fresh: bool
+    ) -> tuple[Tensor, bool]:
+        """Return U^T g, from K alone where g is the mean of the very samples in U; and whether that was seen."""
+        if fresh and curvature.row_sums is not None:
             alpha = factor.mean_multiple(grads, generator_for(self.options.seed, self._step, name))
             if alpha is not None:
-                return curvature.state.matvec(grads[0].new_ones(factor.n)) * (alpha / factor.n**0.5)
-        return factor.mv(grads)
+                return curvature.row_sums * (alpha / factor.n**0.5), bool(alpha <= 1)
+        return factor.mv(grads), False
 
-    def _trust(self, curvature: Curvature, square: Tensor, y: Tensor, z: Tensor, damping: Tensor) -> Tensor:
+    def _trust(
+        self, trust: float, curvature: Curvature, square: Tensor, y: Tensor, z: Tensor, damping: Tensor
+    ) -> Tensor:
         z_one = z if self.options.power == 1.0 else coefficients(curvature.state, y, damping, 1.0)
         q = inverse_quadratic(square, y, z_one, damping).sqrt()
         if self.options.loss_reduction == "sum":
             q = q / curvature.samples
-        assert self.options.trust is not None
-        return (self.options.trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
+        return (trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
 
-    def _write(self, directions: list[Direction], grads: dict[str, Grads]) -> None:
-        multipliers = torch.stack([d.multiplier.double().cpu() for d in directions]).tolist() if directions else []
-        done = set()
-        for direction, k in zip(directions, multipliers, strict=True):
-            block = direction.block
-            working = grads[block.name]
-            direction.factor.add_rmv_(working, direction.z * k, beta=k)
-            for parameter, x in zip(block.parameters, working, strict=True):
-                if parameter.grad is not None and parameter.grad.data_ptr() != x.data_ptr():
-                    parameter.grad.copy_(x.view_as(parameter.grad))
-            self._uses[block.name] = direction.use
-            done.add(block.name)
-        self._pass_through(done)
-        self._strategy.share_updates(self._all_grads())
-
-    def _pass_through(self, done: set[str]) -> None:
+    def _pass_through(self, done: list[str]) -> None:
         """Scale what no curvature reaches, so that it moves at the pace of the rest."""
         if not done or not self.options.natural:
             return
-        dampings = [damping_at(self.options, self._step, self._curvature[name].mean) for name in sorted(done)]
+        dampings = [damping_at(self.options, self._step, self._curvature[name].mean) for name in done]
         mean = torch.stack([d.double().cpu() for d in dampings]).mean().item()
         pace = 1 / (1 + mean) if self.options.estimator == "paper-code" else mean**-self.options.power
         rest = list(self._layout.passing.values())
@@ -189,7 +205,7 @@ class Preconditioner:
         rows = captured.samples
         if self.options.positions == "expand":
             rows *= max((io.positions for io in captured.layers.values()), default=1)
-        if rows >= 2:
+        if rows >= (1 if self._reweighted else 2):
             return True
         if rows == 0 and not self._curvature:
             raise OrderError(
@@ -204,27 +220,30 @@ class Preconditioner:
         self._count("small_batches", "a refresh was put off: the batch had fewer than 2 samples")
         return False
 
-    def _refresh(self, captured: Captured) -> None:
+    def _plan_refresh(self, captured: Captured) -> dict[str, BlockParts]:
+        """Return what each block captured, for ``_refresh`` to consume, and choose how it will be kept."""
         parts = {
             name: block_io(block, captured.layers)
             for name, block in self._layout.blocks.items()
             if any(entry.name in captured.layers for entry, _ in block.members)
         }
+        captured.layers.clear()  # so that a layer's tensors die with its refresh
         self._warn_unused(parts)
         sizes = {name: Size.of(ios[0][0], self._itemsize(name)) for name, ios in parts.items()}
         self._choices = choose_all(sizes, self.options, self.options.interval_at(self._step), "step()")
-        for name in sorted(parts, key=list(self._layout.blocks).index):
-            old = self._curvature.get(name)
-            ios = parts.pop(name)
-            try:
-                self._curvature[name], failed = refresh(
-                    self._layout.blocks[name], ios, self._choices[name], captured.samples, self.options, self._step, old
-                )
-            except FactorisationError:
-                self._count("failed_refreshes", f"the curvature of layer {name} could not be factorised and is kept")
-                continue
+        for name in self._reweighted & self._choices.keys():  # the columns of U have to be the samples
+            self._choices[name] = replace(self._choices[name], estimator="operator", reason="reweighted")
+        return parts
+
+    def _refresh(self, block: Block, parts: BlockParts, samples: int) -> None:
+        old, name = self._curvature.get(block.name), block.name
+        try:
+            self._curvature[name], failed = refresh(
+                block, parts, self._choices[name], samples, self.options, self._step, old
+            )
             self._counters["ladder_rungs"] += failed
-        self._last_refresh = self._step
+        except FactorisationError:
+            self._count("failed_refreshes", f"the curvature of layer {name} could not be factorised and is kept")
 
     def _itemsize(self, name: str) -> int:
         return self._layout.blocks[name].compute_dtype.itemsize
@@ -238,7 +257,7 @@ class Preconditioner:
 
     def _gradients(self) -> dict[str, Grads]:
         """Return each block's gradients as contiguous tensors of its compute dtype, without copies where possible."""
-        if not self._all_grads():
+        if not self._all_grads() and not (self._reweighted and self._capture.holds_records):
             raise OrderError(
                 "step()", "no gradients", expected=".grad on the model's parameters", got=None,
                 fix="Call loss.backward() before step()",
@@ -257,6 +276,22 @@ class Preconditioner:
     def _all_grads(self) -> list[Tensor]:
         parameters = [p for block in self._layout.blocks.values() for p in block.parameters]
         return [p.grad for p in (*parameters, *self._layout.passing.values()) if p.grad is not None]
+
+    def _restore_gradients(self, grads: dict[str, Grads], captured: Captured) -> None:
+        """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
+        for name in self._reweighted & grads.keys() & captured.layers.keys():
+            block, io = self._layout.blocks[name], captured.layers[name]
+            factor = build_factor(io, Choice("operator"), 1.0, block.compute_dtype, torch.Generator())
+            factor.add_rmv_(grads[name], grads[name][0].new_ones(io.n))
+            for parameter, x in zip(block.parameters, grads[name], strict=True):
+                parameter.grad = x.view_as(parameter).to(parameter.dtype)
+
+    def _loose_squares(self, captured: Captured) -> list[Tensor]:
+        """Return the squares of gradients outside ``grads``: passing through, or still to be summed."""
+        passing = [p.grad for p in self._layout.passing.values() if p.grad is not None]
+        return [
+            _square(x) for x in (*passing, *(captured.layers[k].g for k in self._reweighted & captured.layers.keys()))
+        ]
 
     def _grads_are_cleared(self) -> bool:
         """Return whether ``.grad`` was cleared, to None or to zeros, since something was captured.
@@ -338,10 +373,13 @@ class Preconditioner:
         return {name: {key: list(p.shape) for key, p in own.items()} for name, own in names.items()}
 
 
-def _all_finite(tensors: list[Tensor]) -> Tensor:
-    """Return a 0-d bool: no tensor holds NaN or inf."""
-    if not tensors:
-        return torch.tensor(True)
-    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    norms = [torch.linalg.vector_norm(t, 1, dtype=torch.promote_types(t.dtype, torch.float32)) for t in dense]
-    return torch.stack([norm.to(norms[0]) for norm in norms]).sum().isfinite()
+def _square(x: Tensor) -> Tensor:
+    """Return x.x, at least in float32; NaN or inf where x holds one."""
+    values = x.coalesce().values() if x.is_sparse else x
+    flat = values.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
+    return torch.dot(flat, flat)
+
+
+def _all_finite(values: list[Tensor]) -> Tensor:
+    """Return a 0-d bool: none of the 0-d tensors is NaN or inf."""
+    return torch.stack([value.to(values[0]) for value in values]).sum().isfinite()

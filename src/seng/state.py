@@ -130,11 +130,13 @@ def _curvature(packed: Any, block: Block) -> Curvature:
 def _works(curvature: Curvature, block: Block) -> bool:
     """Apply the curvature to a zero gradient: what does not fit together fails, or gives another shape."""
     factor, state, dtype = curvature.factor, curvature.state, block.compute_dtype
+    scalars = all(x.shape == () and x.dtype == dtype for x in (curvature.mean, curvature.damping))
+    counts = isinstance(curvature.samples, int) and isinstance(curvature.step, int)
+    if factor is None:
+        return scalars and counts
     zeros = tuple(torch.zeros(p.shape, dtype=dtype, device=p.device) for p in block.parameters)
     z = state.coefficients(factor.mv(zeros), curvature.damping, 1.0)
     factor.add_rmv_(zeros, z)
     sizes = [rows * columns for rows, columns in factor.shapes]
-    scalars = all(x.shape == () and x.dtype == dtype for x in (curvature.mean, curvature.damping))
-    counts = isinstance(curvature.samples, int) and isinstance(curvature.step, int)
     fits = sizes == [p.numel() for p in block.parameters] and state.matvec(z).shape == (factor.n,)
     return scalars and counts and fits

@@ -228,3 +228,8 @@ class Choice:
     refresh_flops: float = 0.0
     apply_flops: float = 0.0
     reason: str = ""
+
+    @property
+    def draws(self) -> bool:
+        """Whether the estimator is random."""
+        return self.estimator in ("sketched-rows", "implicit", "paper-code")

@@ -9,8 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seng.linalg import damped_power
-from seng.solve import SOLVE_TYPES, CholeskyState, EigenState, coefficients, init, spectrum
+from seng.solve import SOLVE_TYPES, CholeskyState, DirectState, EigenState, coefficients, init, spectrum
 
+KINDS = {
+    "cholesky": ({"cholesky": True}, CholeskyState),
+    "eigen": ({"cholesky": False}, EigenState),
+    "direct": ({"cholesky": True, "once": True}, DirectState),
+}
 ACCURACY = 1e-9  # float64, condition of K + damping I up to 1e5; a Cholesky factor is squared for other dampings
 
 
@@ -24,29 +29,28 @@ def system(n: int, p: int) -> tuple[Tensor, Tensor]:
 @given(
     n=st.integers(1, 8),
     p=st.integers(1, 12),
-    cholesky=st.booleans(),
+    kind=st.sampled_from(sorted(KINDS)),
     damping=st.floats(1e-2, 1e2),
     ratio=st.sampled_from([1.0, 0.1, 7.0]),
     power=st.sampled_from([1.0, 0.5, 0.3]),
 )
-def test_coefficients_match_dense_power(
-    n: int, p: int, cholesky: bool, damping: float, ratio: float, power: float
-) -> None:
+def test_coefficients_match_dense_power(n: int, p: int, kind: str, damping: float, ratio: float, power: float) -> None:
     u, g = system(n, p)
-    state, failed = init(u.T @ u, torch.tensor(damping, dtype=torch.float64), cholesky=cholesky)
+    how, expected = KINDS[kind]
+    state, failed = init(u.T @ u, torch.tensor(damping, dtype=torch.float64), **how)
     now = torch.tensor(damping * ratio, dtype=torch.float64)
     direction = g + u @ coefficients(state, u.T @ g, now, power)
     dense = now**power * damped_power(u @ u.T, now, power, g)
     assert failed == 0
-    assert isinstance(state, CholeskyState if cholesky else EigenState)
+    assert isinstance(state, expected)
     assert (direction - dense).norm() <= ACCURACY * g.norm()
 
 
-@pytest.mark.parametrize("cholesky", [True, False])
-def test_matvec_and_spectrum_are_those_of_the_gram(cholesky: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_matvec_and_spectrum_are_those_of_the_gram(kind: str) -> None:
     u, _ = system(6, 4)
     k, x = u.T @ u, torch.arange(6, dtype=torch.float64)
-    state, _ = init(k, torch.tensor(0.3, dtype=torch.float64), cholesky=cholesky)
+    state, _ = init(k, torch.tensor(0.3, dtype=torch.float64), **KINDS[kind][0])
     largest = float(k.diagonal().sum())
     torch.testing.assert_close(state.matvec(x), k @ x, rtol=0, atol=ACCURACY * largest * 10)
     torch.testing.assert_close(spectrum(state), torch.linalg.eigvalsh(k).clamp(min=0), rtol=0, atol=ACCURACY * largest)
@@ -56,14 +60,14 @@ def test_matvec_and_spectrum_are_those_of_the_gram(cholesky: bool) -> None:
 
 def test_table_names_every_state() -> None:
     k, damping = torch.eye(3), torch.tensor(1.0)
-    made = {type(init(k, damping, cholesky=cholesky)[0]) for cholesky in (True, False)}
+    made = {type(init(k, damping, **how)[0]) for how, _ in KINDS.values()}
     assert set(SOLVE_TYPES.values()) == made
 
 
-@pytest.mark.parametrize("cholesky", [True, False])
-def test_init_leaves_the_gram_alone(cholesky: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_init_leaves_the_gram_alone(kind: str) -> None:
     u, _ = system(5, 4)
     k = u.T @ u
     before = k.clone()
-    init(k, torch.tensor(0.1, dtype=torch.float64), cholesky=cholesky)
+    init(k, torch.tensor(0.1, dtype=torch.float64), **KINDS[kind][0])
     assert torch.equal(k, before)

@@ -5,15 +5,17 @@ damping^power (F + damping I)^-power g = g + U z for y = U^T g.
 """
 
 from .cholesky import CholeskyState
+from .direct import DirectState
 from .eigen import EigenState
 from .ladder import FactorisationError, init
 from .state import SolveState, coefficients, spectrum
 
-SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, EigenState)}
+SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, DirectState, EigenState)}
 
 __all__ = [
     "SOLVE_TYPES",
     "CholeskyState",
+    "DirectState",
     "EigenState",
     "FactorisationError",
     "SolveState",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]
 
 from .cholesky import CholeskyState
+from .direct import DirectState
 from .eigen import EigenState
 from .state import SolveState
 
@@ -18,13 +19,14 @@ class FactorisationError(ArithmeticError):
     """Every rung failed: K is not finite, or its eigenvalues do not converge."""
 
 
-def init(gram: Float[Tensor, "n n"], damping: Tensor, *, cholesky: bool) -> tuple[SolveState, int]:
+def init(gram: Float[Tensor, "n n"], damping: Tensor, *, cholesky: bool, once: bool = False) -> tuple[SolveState, int]:
     """Factorise K.
 
     Args:
         gram: K, symmetric positive semidefinite up to rounding.
         damping: > 0, 0-d.
         cholesky: Prefer the Cholesky factor of K + damping I over eigenvalues of K.
+        once: The state serves a single direction of power 1: keep K, factorise nothing.
 
     Returns:
         The state, and how many rungs of the ladder failed before one held.
@@ -36,6 +38,8 @@ def init(gram: Float[Tensor, "n n"], damping: Tensor, *, cholesky: bool) -> tupl
     """
     if not bool(gram.diagonal().sum().isfinite()):
         raise FactorisationError("the Gram matrix is not finite")
+    if once:
+        return DirectState(gram), 0
     failed = 0
     if cholesky:
         for dtype in dict.fromkeys((gram.dtype, torch.float64)):
