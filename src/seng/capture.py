@@ -176,7 +176,7 @@ class Capture:
         return [entry.module.register_forward_pre_hook(before), register(after, always_call=True)]
 
     def _receive(self, batch: MicroBatch, name: str, use: Use, grad: Tensor) -> None:
-        if not self.armed or not _accumulates(use.leaves):
+        if not self.armed or grad.numel() == 0 or not _accumulates(use.leaves):
             return
         if not batch.started:
             if self._batches and self._grads_are_fresh():

@@ -133,6 +133,10 @@ class Options:
                 fix="Pass the scaler that scales the loss",
             )  # fmt: skip
 
+        if not isinstance(self.reweight, bool):
+            raise OptionError(
+                call, "reweight out of range", expected="True or False", got=self.reweight, fix="Pass a bool"
+            )
         if self.reweight:
             _require_reweightable(call, self)
 

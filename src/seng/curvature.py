@@ -12,7 +12,7 @@ from .config import Options
 from .errors import BatchError
 from .factors import Combined, Explicit, Factor, build_factor, merge, truncate
 from .sketch import generator_for
-from .solve import EigenState, SolveState, init
+from .solve import EigenState, FactorisationError, LinAlgError, SolveState, init
 from .types import Choice, LayerIO, expand_positions, join_uses
 
 BlockParts = tuple[tuple[LayerIO, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
@@ -47,7 +47,7 @@ class Curvature:
 
 
 def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
-    """Return lambda of a block at a step, 0-d."""
+    """Return lambda of each block at a step, of the shape of their mean eigenvalues."""
     value = options.damping_at(step)
     return mean * value if options.damping_mode == "relative" else torch.full_like(mean, value)
 
@@ -97,7 +97,10 @@ def refresh(
     state, failed = init(gram, damping, cholesky=direct or summarise, once=once)
     used = factor if bool(mean > 0) else None
     if summarise and used is not None:
-        used, values = truncate(factor, damping, limit=samples)
+        try:
+            used, values = truncate(factor, damping, limit=samples)
+        except LinAlgError as error:
+            raise FactorisationError("the merged Gram matrix could not be factorised") from error
         state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
     return Curvature(used, state, mean, samples, step, damping, sums), failed
 

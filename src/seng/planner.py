@@ -5,7 +5,7 @@ Legend: n samples, s positions, c groups, d_in and d_out features of a group, p 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .config import Options
@@ -32,6 +32,18 @@ class Size:
     d_in: int = 1
     d_out: int = 1
     itemsize: int = 4
+    members: tuple[Size, ...] = ()
+
+    @staticmethod
+    def of_block(ios: Sequence[LayerIO], options: Options, itemsize: int) -> Size:
+        """Read the shape of a whole block: tied modules side by side, positions expanded where that is asked for."""
+        sizes = [Size.of(io, itemsize) for io in ios]
+        first = sizes[0]
+        if len(sizes) > 1:
+            return replace(first, kind="tied", members=tuple(sizes))
+        if options.positions == "expand" and first.kind != "rows":
+            return replace(first, n=min(first.n * first.s, max(first.n, options.sketch_size)), s=1)
+        return first
 
     @staticmethod
     def of(io: LayerIO, itemsize: int = 4) -> Size:
@@ -47,13 +59,17 @@ class Size:
     @property
     def backward_flops(self) -> float:
         """Weight and input gradients of the block, the unit that costs are compared with."""
+        if self.members:
+            return sum(member.backward_flops for member in self.members)
         weight = 4.0 * self.c * self.n * self.s * self.d_in * self.d_out
         return weight if self.kind == "product" else 8.0 * self.n * self.s * max(self.p, self.d_out)
 
 
 def operator_cost(size: Size, choice: Choice) -> Choice:
-    """Cost of keeping inputs and output gradients."""
+    """Cost of keeping inputs and output gradients; small layers give rows as they are."""
     n, s, both = size.n, size.s, size.d_in + size.d_out
+    if size.kind == "rows":
+        return _costed(choice, size, n * size.p, 2.0 * n * n * size.p, 4.0 * n * size.p)
     if size.kind == "lookup":
         flops = 2.0 * n * n * s * min(s, n) * size.d_out
         return _costed(choice, size, n * s * (size.d_out + 2), flops, 4.0 * n * s * size.d_out)
@@ -61,6 +77,18 @@ def operator_cost(size: Size, choice: Choice) -> Choice:
     whole = size.d_in * size.d_out
     gram = n * n * s * s * both if cheap else n * s * whole + n * n * whole
     return _costed(choice, size, size.c * n * s * both, 2.0 * size.c * gram, 4.0 * size.c * n * s * whole)
+
+
+def tied_cost(size: Size, choice: Choice) -> Choice:
+    """Cost of modules that share a parameter, each kept as it was captured, with one Gram matrix between them."""
+    parts = [operator_cost(member, choice) for member in size.members]
+    shared = (len(parts) - 1) * size.n**2 * size.itemsize
+    return replace(
+        choice,
+        nbytes=sum(part.nbytes for part in parts) - shared,
+        refresh_flops=sum(part.refresh_flops for part in parts),
+        apply_flops=sum(part.apply_flops for part in parts),
+    )
 
 
 def rows_cost(size: Size, choice: Choice) -> Choice:
@@ -81,9 +109,10 @@ def sketched_rows_cost(size: Size, choice: Choice) -> Choice:
     if size.kind == "lookup":
         return operator_cost(size, choice)
     q = min(choice.sketch_size, size.p)
+    drawn = q * size.p if choice.sketch == "gaussian" and q < size.p else 0
     form = size.c * size.n * size.s * size.d_in * size.d_out
     flops = 2.0 * form + 2.0 * size.n * size.n * q
-    return _costed(choice, size, size.n * (size.p + q), flops, 2.0 * size.n * (size.p + q), memory_bound=4.0)
+    return _costed(choice, size, size.n * (size.p + q) + drawn, flops, 2.0 * size.n * (size.p + q), memory_bound=4.0)
 
 
 def implicit_cost(size: Size, choice: Choice) -> Choice:
@@ -96,8 +125,9 @@ def implicit_cost(size: Size, choice: Choice) -> Choice:
     low_rank = 0.0 if r == size.s else 4.0 * size.n * size.s * both * (r + 4)
     refresh = size.c * (low_rank + 2.0 * size.n**2 * r * r * sampled)
     apply = 2.0 * size.c * size.n * r * (size.d_in * size.d_out + sampled * min(q, size.d_in))
+    drawn = sum(q * d for d in (size.d_in, size.d_out) if q < d) if choice.sketch == "gaussian" else 0
     bias = size.n * (size.p - size.c * size.d_in * size.d_out)
-    return _costed(choice, size, size.c * size.n * r * (both + sampled) + bias, refresh, apply)
+    return _costed(choice, size, size.c * size.n * r * (both + sampled) + bias + drawn, refresh, apply)
 
 
 def paper_code_cost(size: Size, choice: Choice) -> Choice:
@@ -157,6 +187,17 @@ def choose_block(size: Size, options: Options, interval: int) -> Choice:
     "auto" leaves the exact ones where a layer is above ``explicit_limit`` parameters, or where the cheapest exact one
     would hold more than EXACT_LIMIT bytes or refresh in more than REFRESH_SHARE backward passes.
     """
+    if size.members:
+        kept = Choice("operator", options.rank, options.sketch, options.sketch_size)
+        return tied_cost(size, replace(kept, reason="modules share a parameter"))
+    choice = _choose_single(size, options, interval)
+    if options.ema > 0:  # merged curvature is kept as columns, whatever each batch gives
+        held = truncated_cost(replace(size, kind="product"), choice)
+        return replace(choice, nbytes=held.nbytes, apply_flops=held.apply_flops, reason="columns of a moving average")
+    return choice
+
+
+def _choose_single(size: Size, options: Options, interval: int) -> Choice:
     limit = options.explicit_limit
     above = size.p > (PAPER_LIMIT if limit is None else limit)
     base = Choice("", options.rank, options.sketch, options.sketch_size, implicit=above and size.kind == "product")
@@ -221,6 +262,8 @@ def total_bytes(choices: Mapping[str, Choice]) -> int:
 
 
 def _smallest(size: Size, options: Options, current: Choice) -> Choice:
+    if size.members or options.ema > 0:
+        return current
     names = CANDIDATES[options.estimator]
     forms = []
     for name in filter(lambda name: _fits(name, size), names):

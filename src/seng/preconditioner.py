@@ -24,7 +24,7 @@ from .planner import Size, choose_all, require_known
 from .sketch import generator_for
 from .solve import FactorisationError, coefficients
 from .state import Held, Signature, read, write
-from .types import Choice, Grads
+from .types import Choice, Grads, Product
 
 
 class Preconditioner:
@@ -185,10 +185,13 @@ class Preconditioner:
 
     def _pass_through(self, done: list[str]) -> None:
         """Scale what no curvature reaches, so that it moves at the pace of the rest."""
-        if not done or not self.options.natural:
+        if not self._curvature or not self.options.natural:
             return
-        dampings = [damping_at(self.options, self._step, self._curvature[name].mean) for name in done]
-        mean = torch.stack([d.double().cpu() for d in dampings]).mean().item()
+        means = [curvature.mean for curvature in self._curvature.values()]
+        dampings = damping_at(self.options, self._step, torch.stack([m.to(means[0]) for m in means]).double())
+        mean = dampings[dampings > 0].mean().item()
+        if not mean > 0:  # all gradients were zero
+            return
         pace = 1 / (1 + mean) if self.options.estimator == "paper-code" else mean**-self.options.power
         rest = list(self._layout.passing.values())
         rest += [p for name, block in self._layout.blocks.items() if name not in done for p in block.parameters]
@@ -205,7 +208,8 @@ class Preconditioner:
         rows = captured.samples
         if self.options.positions == "expand":
             rows *= max((io.positions for io in captured.layers.values()), default=1)
-        if rows >= (1 if self._reweighted else 2):
+        used_up = bool(self._curvature) and self.options.serves_once(self._step)  # nothing held could serve instead
+        if rows >= (1 if used_up or self._reweighted else 2):
             return True
         if rows == 0 and not self._curvature:
             raise OrderError(
@@ -229,7 +233,10 @@ class Preconditioner:
         }
         captured.layers.clear()  # so that a layer's tensors die with its refresh
         self._warn_unused(parts)
-        sizes = {name: Size.of(ios[0][0], self._itemsize(name)) for name, ios in parts.items()}
+        sizes = {
+            name: Size.of_block([io for io, _ in ios], self.options, self._layout.blocks[name].compute_dtype.itemsize)
+            for name, ios in parts.items()
+        }
         self._choices = choose_all(sizes, self.options, self.options.interval_at(self._step), "step()")
         for name in self._reweighted & self._choices.keys():  # the columns of U have to be the samples
             self._choices[name] = replace(self._choices[name], estimator="operator", reason="reweighted")
@@ -244,9 +251,6 @@ class Preconditioner:
             self._counters["ladder_rungs"] += failed
         except FactorisationError:
             self._count("failed_refreshes", f"the curvature of layer {name} could not be factorised and is kept")
-
-    def _itemsize(self, name: str) -> int:
-        return self._layout.blocks[name].compute_dtype.itemsize
 
     def _warn_unused(self, used: Iterable[str]) -> None:
         unused = sorted(set(self._layout.blocks) - set(used) - set(self._curvature))
@@ -289,9 +293,8 @@ class Preconditioner:
     def _loose_squares(self, captured: Captured) -> list[Tensor]:
         """Return the squares of gradients outside ``grads``: passing through, or still to be summed."""
         passing = [p.grad for p in self._layout.passing.values() if p.grad is not None]
-        return [
-            _square(x) for x in (*passing, *(captured.layers[k].g for k in self._reweighted & captured.layers.keys()))
-        ]
+        withheld = [captured.layers[name] for name in sorted(self._reweighted & captured.layers.keys())]
+        return [_square(x) for x in (*passing, *(io.g for io in withheld if isinstance(io, Product)))]
 
     def _grads_are_cleared(self) -> bool:
         """Return whether ``.grad`` was cleared, to None or to zeros, since something was captured.

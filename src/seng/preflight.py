@@ -110,7 +110,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
             handle.remove()
     layers = {name: join_uses(uses) for name, uses in captured.items()}
     sizes = {
-        name: Size.of(block_io(block, layers)[0][0], block.compute_dtype.itemsize)
+        name: Size.of_block([io for io, _ in block_io(block, layers)], chosen, block.compute_dtype.itemsize)
         for name, block in layout.blocks.items()
         if any(entry.name in layers for entry, _ in block.members)
     }

@@ -7,7 +7,7 @@ damping^power (F + damping I)^-power g = g + U z for y = U^T g.
 from .cholesky import CholeskyState
 from .direct import DirectState
 from .eigen import EigenState
-from .ladder import FactorisationError, init
+from .ladder import FactorisationError, LinAlgError, init
 from .state import SolveState, coefficients, spectrum
 
 SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, DirectState, EigenState)}
@@ -18,6 +18,7 @@ __all__ = [
     "DirectState",
     "EigenState",
     "FactorisationError",
+    "LinAlgError",
     "SolveState",
     "coefficients",
     "init",

@@ -19,7 +19,7 @@ class CholeskyState(SolveState):
 
     Args:
         factor: L, lower triangular, [n, n].
-        damping: The damping (jitter included) inside L, 0-d.
+        damping: The damping inside L, 0-d; jitter that a failing factorisation needed comes on top, unnamed.
     """
 
     factor: Float[Tensor, "n n"]

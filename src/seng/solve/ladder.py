@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.linalg import LinAlgError  # pyright: ignore[reportAttributeAccessIssue]
 
 from .cholesky import CholeskyState
 from .direct import DirectState
 from .eigen import EigenState
 from .state import SolveState
 
+LinAlgError: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 JITTERS = (0.0, 1e-6, 1e-4)  # multiples of the mean eigenvalue added to the diagonal, one after the other
 
 
