@@ -1,0 +1,367 @@
+"""Each numbered equation of docs/theory.md, by its number."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from seng import PolynomialLR, Preconditioner
+from seng.distributed import Local
+from seng.factors import Explicit, build_factor, combine, merge, truncate
+from seng.factors.sketched import sketch_rows, sketch_sides
+from seng.factors.truncated import TOLERANCE
+from seng.linalg import (
+    cholesky_coefficients,
+    damped_power,
+    eigen_coefficients,
+    gram_of_products,
+    inverse_quadratic,
+    low_rank_products,
+)
+from seng.sketch import SKETCHES, draw
+from seng.testing import loop_gradients
+from seng.types import Choice, Product, expand_positions
+
+PAGE = Path(__file__).parents[2] / "docs" / "theory.md"
+EXACT = 1e-9  # float64 rounding times the condition of the damped matrices used here, below 1e5
+N, P = 6, 11  # samples, parameters
+POWERS = (1.0, 0.5, 0.3)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = EXACT) -> None:
+    assert float((got - expected).norm()) <= tolerance * float(expected.norm())
+
+
+def columns(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """U [p, n] and the mean gradient g of the samples in it."""
+    u = random(P, N, seed=seed) * torch.linspace(0.2, 2, N, dtype=torch.float64) / N**0.5
+    return u, u.sum(1) / N**0.5
+
+
+def scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def product_layer(s: int, d_in: int = 5, d_out: int = 4) -> tuple[Product, Tensor]:
+    """A captured layer without bias, and its U [p, n] by definition."""
+    io = Product(random(1, N, d_in, s, seed=1), random(1, N, d_out, s, seed=2))
+    return io, torch.einsum("nis,nos->noi", io.a[0], io.g[0]).flatten(1).T
+
+
+class Run:
+    """One step of a preconditioner on one linear layer, beside the dense quantities of the same batch."""
+
+    def __init__(self, c: float = 1.0, **options: Any):
+        torch.manual_seed(0)
+        self.model = nn.Linear(4, 3).double()
+        x, y = random(N, 4, seed=3), random(N, 3, seed=4)
+        parameters = list(self.model.parameters())
+        loss = lambda part: c * (self.model(x[part]) - y[part]).square().sum(1).mean()  # noqa: E731
+        rows = loop_gradients(lambda i: loss(slice(i, i + 1)), parameters, N)
+        self.u, self.g = rows.T / N**0.5, rows.mean(0)
+        self.k = self.u.T @ self.u
+        settings: dict[str, Any] = {"estimator": "exact", "curvature_batch": "current", "trust": None, **options}
+        self.pre = Preconditioner(self.model, **settings)
+        loss(slice(0, N)).backward()
+        self.pre.step()
+        self.d = torch.cat([p.grad.reshape(-1) for p in parameters if p.grad is not None])
+        self.stats = self.pre.stats()[""]
+        self.pre.close()
+
+
+def test_equation_01_step_is_the_damped_inverse_fisher_times_the_gradient():
+    run = Run(power=1.0, damping=0.3, damping_mode="absolute", scale="natural")
+    fisher = sum(torch.outer(u, u) for u in run.u.T * N**0.5) / N
+    assert_close(run.u @ run.u.T, fisher)
+    assert_close(run.d, torch.linalg.solve(fisher + 0.3 * torch.eye(len(fisher)).double(), run.g))
+
+
+def test_equation_02_woodbury_needs_an_n_by_n_system():
+    u, _ = columns()
+    g, damping = random(P, seed=5), 0.3
+    d = torch.linalg.solve(u @ u.T + damping * torch.eye(P).double(), g)
+    shifted = u.T @ u + damping * torch.eye(N).double()
+    assert_close((g - u @ torch.linalg.solve(shifted, u.T @ g)) / damping, d)
+    assert_close((g + u @ cholesky_coefficients(torch.linalg.cholesky(shifted), u.T @ g)) / damping, d)
+
+
+def test_equation_03_coefficients_solve_regularised_least_squares():
+    (u, _), g, damping = columns(), random(P, seed=5), 0.3
+    b = torch.linalg.solve(u.T @ u + damping * torch.eye(N).double(), u.T @ g)
+    stacked = torch.cat([u, damping**0.5 * torch.eye(N).double()])
+    assert_close(b, torch.linalg.lstsq(stacked, torch.cat([g, g.new_zeros(N)])[:, None]).solution[:, 0])
+
+
+@pytest.mark.parametrize("s", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equation_04_gram_of_products_needs_no_gradient_of_a_sample(s: int, bias: bool):
+    a, g = random(N, s, 5, seed=1), random(N, s, 4, seed=2)
+    wide = torch.cat([a, a.new_ones(N, s, 1)], 2) if bias else a
+    rows = torch.einsum("nsi,nso->noi", wide, g).flatten(1)
+    assert_close(gram_of_products(a, g, bias), rows @ rows.T)
+    if s == 1:
+        assert_close((wide[:, 0] @ wide[:, 0].T) * (g[:, 0] @ g[:, 0].T), rows @ rows.T)
+
+
+def test_equation_05_products_with_u_are_those_of_a_layer():
+    io, u = product_layer(s=3)
+    factor = build_factor(io, Choice("operator"), 1.0, torch.float64, generator())
+    c, v = random(N, seed=6), random(4, 5, seed=7)
+    a, g = io.a[0].mT, io.g[0].mT  # [n, s, d]
+    assert_close(torch.einsum("n,nso,nsi->oi", c, g, a).reshape(-1), u @ c)
+    assert_close(torch.einsum("nso,oi,nsi->n", g, v, a), u.T @ v.reshape(-1))
+    assert_close(factor.rmv(c)[0].reshape(-1), u @ c)
+    assert_close(factor.mv((v,)), u.T @ v.reshape(-1))
+
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_equation_06_sketched_coefficients_solve_the_sketched_problem(name: str):
+    (u, _), g, damping = columns(), random(P, seed=5), 0.3
+    factor = sketch_rows(Explicit((u.T.contiguous(),), ((P, 1),)), name, 7, generator())
+    omega = factor.left(torch.eye(P, dtype=torch.float64)).T
+    b = torch.linalg.solve(factor.gram() + damping * torch.eye(N).double(), factor.mv((g,)))
+    stacked = torch.cat([omega @ u, damping**0.5 * torch.eye(N).double()])
+    right = torch.cat([omega @ g, g.new_zeros(N)])[:, None]
+    assert_close(b, torch.linalg.lstsq(stacked, right).solution[:, 0])
+    assert_close(factor.rmv(b)[0][:, 0], u @ b)  # all of U, not its sketch
+
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_equation_07_sketches_are_unbiased(name: str):
+    (u, _), one = columns(), generator()
+    small = [draw(name, 5, one, u.square().sum(1))(u.T) for _ in range(500)]
+    grams = torch.stack([x @ x.T for x in small])
+    error = float(grams.var(0).sum() / len(grams)) ** 0.5
+    assert float((grams.mean(0) - u.T @ u).norm()) <= 3 * error
+
+
+@pytest.mark.parametrize("name", SKETCHES)
+def test_equation_08_sketching_both_sides_is_a_kronecker_product(name: str):
+    io, u = product_layer(s=2)
+    full = build_factor(io, Choice("operator"), 1.0, torch.float64, generator())
+    factor = sketch_sides(full, name, 3, generator())  # type: ignore[arg-type]
+    assert factor.right is not None
+    left, right = (side(torch.eye(d, dtype=torch.float64)).T for side, d in ((factor.left, 4), (factor.right, 5)))
+    omega = torch.kron(left, right)
+    assert_close(factor.gram(), (omega @ u).T @ (omega @ u))
+    v = random(4, 5, seed=7)
+    assert_close(factor.mv((v,)), (omega @ u).T @ (omega @ v.reshape(-1)))
+
+
+def test_equation_09_low_rank_products_are_near_the_truncated_svd():
+    a, g = random(N, 12, 8, seed=1), random(N, 12, 7, seed=2)
+    exact = torch.einsum("nso,nsi->noi", g, a)
+    small_a, small_g = low_rank_products(a, g, 3, generator())
+    got = torch.einsum("nro,nri->noi", small_g, small_a)
+    best = torch.linalg.svdvals(exact)[:, 3:].square().sum().sqrt()
+    assert small_a.shape == (N, 3, 8)
+    assert best <= (got - exact).norm() <= 1.1 * best
+    low = torch.cat([a[:, :3], a.new_zeros(N, 9, 8)], 1)  # gradients of rank 3
+    small_a, small_g = low_rank_products(low, g, 3, generator())
+    assert_close(torch.einsum("nro,nri->noi", small_g, small_a), torch.einsum("nso,nsi->noi", g, low))
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_equation_10_powers_come_from_the_eigenvalues_of_k(power: float):
+    (u, _), g, damping = columns(), random(P, seed=5), 0.3
+    values, vectors = torch.linalg.eigh(u.T @ u)
+    shrunk = ((1 + values / damping) ** -power - 1) / values
+    direction = damping**power * damped_power(u @ u.T, damping, power, g)
+    assert_close(g + u @ vectors @ (shrunk * (vectors.T @ u.T @ g)), direction)
+    assert_close(g + u @ eigen_coefficients(values, vectors, u.T @ g, scalar(damping), power), direction)
+    flat = eigen_coefficients(values * 0, vectors, u.T @ g, scalar(damping), power)
+    assert_close(flat, -power / damping * (u.T @ g))
+
+
+@pytest.mark.parametrize("reweight", [True, False])
+def test_equation_11_step_is_a_reweighted_mean_of_the_samples(reweight: bool):
+    options = {"reweight": True, "refresh_every": 1, "distributed": "none"} if reweight else {}
+    run = Run(power=1.0, damping=0.3, damping_mode="absolute", scale="gradient", **options)
+    weights = 0.3 * torch.linalg.solve(run.k + 0.3 * torch.eye(N).double(), torch.ones(N).double())
+    assert_close(run.d, run.u * N**0.5 @ weights / N)
+
+
+def test_equation_12_metric_length_of_the_gradient_costs_nothing_more():
+    (u, _), g, damping = columns(), random(P, seed=5), 0.3
+    y = u.T @ g
+    z = -torch.linalg.solve(u.T @ u + damping * torch.eye(N).double(), y)
+    expected = g @ damped_power(u @ u.T, damping, 1.0, g)
+    assert_close(inverse_quadratic(g @ g, y, z, scalar(damping)), expected)
+
+
+@pytest.mark.parametrize("damping", [1e-6, 0.1, 10.0])
+def test_equation_13_metric_length_of_the_samples_own_gradient_is_at_most_one(damping: float):
+    u, g = columns()
+    ones, k = torch.ones(N).double(), u.T @ u
+    square = g @ damped_power(u @ u.T, damping, 1.0, g)
+    assert_close(square, ones @ torch.linalg.solve(k + damping * torch.eye(N).double(), k @ ones) / N, 1e-6)
+    assert float(square) <= 1
+
+
+@pytest.mark.parametrize("trust", [0.01, 0.5, 100.0])
+def test_equation_14_direction_is_shortened_to_the_cap(trust: float):
+    free, capped = Run(), Run(trust=trust)
+    q = float(free.g @ damped_power(free.u @ free.u.T, free.stats.damping, 1.0, free.g)) ** 0.5
+    assert_close(capped.d, free.d * min(1.0, trust / q))
+
+
+def test_equation_15_relative_damping_is_a_multiple_of_the_mean_eigenvalue():
+    run = Run(damping=0.3)
+    assert run.stats.damping == pytest.approx(0.3 * float(run.k.trace()) / N, rel=EXACT)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_equation_16_directions_follow_the_scale_of_the_loss(power: float):
+    for scale, exponent in (("natural", 1 - 2 * power), ("gradient", 1.0)):
+        plain, scaled = (Run(c, power=power, scale=scale) for c in (1.0, 7.0))
+        assert_close(scaled.d, 7.0**exponent * plain.d)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_equation_17_directions_descend_and_are_bounded(power: float):
+    run = Run(power=power, scale="natural", damping=0.3, damping_mode="absolute")
+    top = float(torch.linalg.eigvalsh(run.k)[-1])
+    assert float(run.g @ run.d) >= (0.3 + top) ** -power * float(run.g @ run.g)
+    assert float(run.d.norm()) <= 0.3**-power * float(run.g.norm())
+
+
+@pytest.mark.parametrize("power", POWERS)
+@pytest.mark.parametrize("damping", [1.0, 1e2, 1e4])
+def test_equation_18_large_damping_gives_the_gradient(power: float, damping: float):
+    run = Run(power=power, scale="gradient", damping=damping, damping_mode="absolute")
+    top = float(torch.linalg.eigvalsh(run.k)[-1])
+    assert float((run.d - run.g).norm()) <= power * top / damping * float(run.g.norm())
+
+
+def test_equation_19_effective_dimension_is_a_trace():
+    run = Run(damping=0.3)
+    trace = torch.linalg.solve(run.k + run.stats.damping * torch.eye(N).double(), run.k).trace()
+    assert run.stats.effective_dimension == pytest.approx(float(trace), rel=EXACT)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_equation_20_uncovered_parameters_move_at_the_pace_of_the_mean_damping(power: float):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)).double()
+    pre = Preconditioner(model, power=power, scale="natural")
+    model(random(N, 4)).square().sum(1).mean().backward()
+    slope = model[1].weight
+    assert slope.grad is not None
+    before = slope.grad.clone()
+    pre.step()
+    dampings = [stats.damping for stats in pre.stats().values()]
+    assert_close(slope.grad, (sum(dampings) / len(dampings)) ** -power * before)
+
+
+def test_equation_21_merging_puts_columns_side_by_side():
+    (one, _), (two, _) = columns(1), columns(2)
+    factors = [Explicit((u.T.contiguous(),), ((P, 1),)) for u in (one, two)]
+    v = merge(factors[0], factors[1], 0.3).to_dense()
+    assert_close(v @ v.T, 0.3 * one @ one.T + 0.7 * two @ two.T)
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_equation_22_truncation_changes_a_direction_by_its_tolerance(power: float):
+    u = torch.linalg.qr(random(P, N)).Q * torch.logspace(0, -5, N, dtype=torch.float64)
+    g, damping = u @ random(N, seed=8) + 1e-3 * random(P, seed=9), 1.0
+    full = Explicit((u.T.contiguous(),), ((P, 1),))
+    small, values = truncate(full, scalar(damping))
+    assert 0 < small.n < N
+    assert_close(small.gram(), values.diag())
+    dense = small.to_dense()
+    d = damped_power(u @ u.T, damping, power, g)
+    error = float((damped_power(dense @ dense.T, damping, power, g) - d).norm() / d.norm())
+    assert error <= (1 + TOLERANCE) ** power - 1 <= power * TOLERANCE
+    assert_close(combine(full, torch.eye(N).double()).to_dense(), u)
+
+
+@pytest.mark.parametrize("kept", [4, 18])
+def test_equation_23_expanded_positions_are_samples_of_their_own(kept: int):
+    io, _ = product_layer(s=3)
+    m = torch.einsum("nis,nos->nsoi", io.a[0], io.g[0]).reshape(N * 3, -1)
+    expanded, total = expand_positions(io, kept, generator())
+    u = build_factor(expanded, Choice("operator"), total**0.5, torch.float64, generator()).to_dense()
+    assert total == N * 3
+    assert u.shape[1] == kept
+    expected = m.T * total**0.5 * (total / kept) ** 0.5
+    nearest = torch.cdist(u.T, expected.T).argmin(1)
+    assert len(set(nearest.tolist())) == kept  # every position at most once, each with the same chance
+    assert_close(u, expected[:, nearest])
+    if kept == total:
+        assert_close(u @ u.T, total * m.T @ m)
+
+
+def test_equation_24_ranks_take_the_mean_of_their_directions(monkeypatch: pytest.MonkeyPatch):
+    mine, other = [random(3, 2), random(4)], [random(3, 2, seed=1), random(4, seed=2)]
+    expected = [(a + b) / 2 for a, b in zip(mine, other, strict=True)]
+
+    def all_reduce(flat: Tensor) -> None:
+        flat.add_(torch.cat([x.reshape(-1) for x in other]) / 2)
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    Local().share_updates(mine)
+    for got, wanted in zip(mine, expected, strict=True):
+        assert_close(got, wanted)
+
+
+def test_equation_25_learning_rate_falls_as_a_power():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedule = PolynomialLR(optimizer, total_steps=8, power=6.0)
+    for t in range(10):
+        assert math.isclose(optimizer.param_groups[0]["lr"], 0.3 * max(0.0, 1 - t / 8) ** 6, abs_tol=1e-15)
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_equation_26_released_code_sees_a_smaller_damping(implicit: bool):
+    io, _ = product_layer(s=1)
+    q = 3
+    choice = Choice("paper-code", sketch_size=q, implicit=implicit)
+    unbiased = Choice("implicit" if implicit else "sketched-rows", sketch_size=q)
+    theirs, ours = (build_factor(io, kind, 1.0, torch.float64, generator()) for kind in (choice, unbiased))
+    c = (5 / q) * (4 / q) if implicit else 20 / q
+    v = (random(4, 5, seed=7),)
+    assert_close(theirs.gram(), c * ours.gram())
+    assert_close(theirs.mv(v), c * ours.mv(v))
+    damping, eye = 0.3, torch.eye(N).double()
+    b = torch.linalg.solve(theirs.gram() + damping * eye, theirs.mv(v))
+    assert_close(b, torch.linalg.solve(ours.gram() + damping / c * eye, ours.mv(v)))
+
+
+def test_equation_27_released_code_mixes_the_samples_of_implicit_layers():
+    io, u = product_layer(s=2)
+    choice = Choice("paper-code", sketch_size=3, implicit=True)
+    b = random(N, seed=6)
+    got = build_factor(io, choice, 1.0, torch.float64, generator()).rmv(b)[0]
+    root = b.abs().sqrt()
+    expected = torch.zeros(4, 5, dtype=torch.float64)
+    for k in range(2):
+        left = sum(root[i] * io.g[0, i, :, k] for i in range(N))
+        right = sum(b[j] * io.a[0, j, :, k] for j in range(N)) / root.sum()
+        expected += torch.outer(torch.as_tensor(left), torch.as_tensor(right))
+    assert_close(got, expected)
+    assert (got.reshape(-1) - u @ b).norm() > 0.1 * (u @ b).norm()
+
+
+def test_every_numbered_equation_has_its_test():
+    numbers = [int(k) for k in re.findall(r"\\tag\{(\d+)\}", PAGE.read_text(encoding="utf-8"))]
+    tested = [int(k) for name in globals() for k in re.findall(r"^test_equation_(\d\d)_", name)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert tested == numbers
