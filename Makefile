@@ -6,7 +6,7 @@ OUT ?= runs/digits
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: train test slow format clean
+.PHONY: train test slow docs format clean
 
 train: $(VENV)/.installed-train
 	$(BIN)/seng train digits --out $(OUT) --overwrite
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/pytest --slow -n $(WORKERS)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
