@@ -117,7 +117,7 @@ def test_resumed_run_equals_the_whole_one_for_every_base(base: Any) -> None:
     resumes_bit_for_bit(base=base)
 
 
-def test_every_refresh_is_planned_for_the_interval_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refreshes_are_planned_for_the_interval_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     # a plan kept from before a checkpoint, made for another interval, would part the resumed run from the whole one
     intervals = []
 
@@ -128,7 +128,7 @@ def test_every_refresh_is_planned_for_the_interval_in_force(monkeypatch: pytest.
     monkeypatch.setattr(planner, "choose_block", recording)
     model = perceptron()
     train(model, SENG(model, refresh_every=DenseThenSparse(1, 3, until=2)), range(5))
-    assert intervals == [1, 1, 1, 1, 3, 3]  # both blocks at steps 0, 1 and 4
+    assert intervals == [1, 1, 3, 3]  # both blocks at steps 0 and 4; step 1 has the sizes and interval of step 0
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def refresh(
     """
     factor, samples = _factor(block, parts, choice, samples, options, step)
     gram = factor.gram()
-    mean, sums = gram.diagonal().sum() / samples, gram.sum(1)
+    mean, sums = gram.diagonal().sum() / samples, gram @ gram.new_ones(factor.n)
     if options.ema > 0 and old is not None and isinstance(old.factor, Explicit):
         factor = merge(old.factor, factor, options.ema)
         mean = options.ema * old.mean + (1 - options.ema) * mean

@@ -69,6 +69,7 @@ class Preconditioner:
         self._capture = Capture(watched, self._grads_are_cleared, withheld=self._reweighted)
         self._curvature: dict[str, Curvature] = {}
         self._choices: dict[str, Choice] = {}
+        self._planned_for: tuple[dict[str, Size], int] | None = None
         self._uses: dict[str, Use] = {}
         self._counters: Counter[str] = Counter()
         self._step = 0
@@ -237,9 +238,12 @@ class Preconditioner:
             name: Size.of_block([io for io, _ in ios], self.options, self._layout.blocks[name].compute_dtype.itemsize)
             for name, ios in parts.items()
         }
-        self._choices = choose_all(sizes, self.options, self.options.interval_at(self._step), "step()")
-        for name in self._reweighted & self._choices.keys():  # the columns of U have to be the samples
-            self._choices[name] = replace(self._choices[name], estimator="operator", reason="reweighted")
+        interval = self.options.interval_at(self._step)
+        if self._planned_for != (sizes, interval):
+            self._choices = choose_all(sizes, self.options, interval, "step()")
+            for name in self._reweighted & self._choices.keys():  # the columns of U have to be the samples
+                self._choices[name] = replace(self._choices[name], estimator="operator", reason="reweighted")
+            self._planned_for = (sizes, interval)
         return parts
 
     def _refresh(self, block: Block, parts: BlockParts, samples: int) -> None:

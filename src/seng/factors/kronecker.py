@@ -85,7 +85,7 @@ class Kronecker(Factor):
         else:
             v[0].view(groups, d_out, d_in).baddbmm_(weighted.mT, a, beta=beta)
         if self.bias:
-            v[1].view(groups, d_out).mul_(beta).add_(weighted.sum(1))
+            v[1].view(groups, d_out).mul_(beta).add_(weighted.new_ones(n * s) @ weighted)
 
     def mean_multiple(self, v: Grads, generator: torch.Generator) -> Tensor | None:
         """Freivalds' check of v against the mean of the columns, where ``mv`` costs more than the check.
