@@ -76,6 +76,12 @@ def test_losses_that_contain_gradients_are_found_by_verify():
     assert seng.verify(model, lambda: model(x).square().mean()).ok
 
 
+def test_weights_used_outside_their_layer_are_found_by_verify():
+    model, x = network(), images()
+    report = seng.verify(model, lambda: (model(x) @ model[2].weight).square().mean())  # type: ignore[operator]
+    assert [name for name, error in report.errors.items() if error > report.tolerance] == ["2"]
+
+
 def test_batch_norm_in_evaluation_mode_is_read_with_the_statistics_at_the_step():
     directions = []
     for disturb in (False, True):
