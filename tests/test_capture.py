@@ -272,7 +272,7 @@ def test_unused_layers_are_named_once():
     messages = [str(item.message) for item in caught if "did not use" in str(item.message)]
     assert messages == [
         "seng: the batch did not use these layers, they pass through: idle, other. "
-        "Counted in stats(); this is said once"
+        "Counted in `counters`; this is said once"
     ]
     assert set(pre.coverage().passed_through) == {"idle.weight", "idle.bias", "other.weight", "other.bias"}
     assert set(pre.coverage().passed_through.values()) == {"no batch has used it yet"}

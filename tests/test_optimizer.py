@@ -77,7 +77,7 @@ def test_closure_with_a_bad_loss_is_skipped(bad: float, steps: int) -> None:
         loss.backward()
         return loss
 
-    with pytest.warns(UserWarning, match=r"^seng: a step was skipped: the loss is not finite\. Counted in stats\(\)"):
+    with pytest.warns(UserWarning, match=r"^seng: a step was skipped: the loss is not finite\. Counted in `counters`"):
         assert optimizer.step(closure) is not None
     assert without_skips(snapshot(model, optimizer)) == without_skips(before)
     assert optimizer.preconditioner.counters["skipped_steps"] == 1

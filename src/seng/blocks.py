@@ -145,6 +145,8 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
         wanted = tuple(key for key in ("weight", "bias") if key in own)
         if module in inside:
             reason = inside[module]
+        elif any(p.is_complex() for p in own.values()):
+            reason = "complex parameters are not supported"
         elif function is None:
             reason = f"{type(module).__name__} is not supported"
         elif options.include is not None and not _matches(name, module, options.include):

@@ -133,6 +133,8 @@ class Capture:
         return hook
 
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if module is not self._watched[name].module:  # a copy of the model took the hooks along
+            return None
         inside_backward = torch._C._current_graph_task_id() != -1
         if self._open is not None and self._open.started and not inside_backward:
             self._open = None
@@ -160,7 +162,7 @@ class Capture:
         """Let a module compute with parameters that require no gradient, for the time of its call."""
 
         def before(module: nn.Module, args: Any) -> None:
-            if self.armed and torch.is_grad_enabled():
+            if module is entry.module and self.armed and torch.is_grad_enabled():
                 own = [
                     p for key, p in module.named_parameters(recurse=False) if key in entry.wanted and p.requires_grad
                 ]

@@ -50,7 +50,7 @@ class Options:
             "current": refresh first.
         trust: Cap on sqrt(g^T (F + lambda I)^-1 g), > 0, or None.
         ema: Weight of the old curvature when a new batch is merged in, in [0, 1).
-        estimator: Name in ``seng.factors.ESTIMATORS``.
+        estimator: Name in ``seng.planner.CANDIDATES``.
         sketch: Name in ``seng.sketch.SKETCHES``.
         sketch_size: Rows kept by a sketch (of each factor, for implicit layers), >= 1.
         rank: Rank of each sample's low-rank gradient in the implicit estimator, >= 1.

@@ -78,7 +78,9 @@ class SENG(Optimizer):
             self.preconditioner.close()
             raise
         self.bases: list[Optimizer] = []
-        super().__init__([p for b in bases for group in b.param_groups for p in group["params"]], {"lr": lr})
+        super().__init__(
+            [p for b in bases for group in b.param_groups for p in group["params"]], dict(bases[0].defaults)
+        )
         self.bases = bases
         self._share_groups()
 
@@ -106,7 +108,7 @@ class SENG(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if not isfinite(float(loss)):
+            if loss is not None and not isfinite(float(loss.detach() if isinstance(loss, Tensor) else loss)):
                 self.preconditioner.skip("the loss is not finite")
                 return loss
         if self.preconditioner.step():
@@ -122,6 +124,11 @@ class SENG(Optimizer):
     def stats(self) -> dict[str, LayerStats]:
         """Return the state of every block that has curvature, by name."""
         return self.preconditioner.stats()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Skipped steps, failed refreshes and other events so far, by name."""
+        return self.preconditioner.counters
 
     def coverage(self) -> Coverage:
         """Return which parameters are preconditioned, how, and which pass through and why."""

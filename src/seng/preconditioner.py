@@ -64,6 +64,7 @@ class Preconditioner:
         strategy = automatic() if self.options.distributed == "auto" else self.options.distributed
         self._strategy = choose(STRATEGIES, strategy, call=call, option="distributed")()
         self._layout = lay_out(unwrap(model, call), self.options, call)
+        self._warn_unsupported()
         watched = [entry for block in self._layout.blocks.values() for entry, _ in block.members]
         self._reweighted = reweightable(self._layout) if self.options.reweight else frozenset()
         self._capture = Capture(watched, self._grads_are_cleared, withheld=self._reweighted)
@@ -252,9 +253,16 @@ class Preconditioner:
             self._curvature[name], failed = refresh(
                 block, parts, self._choices[name], samples, self.options, self._step, old
             )
-            self._counters["ladder_rungs"] += failed
+            if failed:
+                self._counters["ladder_rungs"] += failed
         except FactorisationError:
             self._count("failed_refreshes", f"the curvature of layer {name} could not be factorised and is kept")
+
+    def _warn_unsupported(self) -> None:
+        chosen = ("excluded", "not included")
+        lost = [f"{name} ({why})" for name, why in self._layout.passed.items() if why not in chosen]
+        if lost:
+            warnings.warn(f"seng: these parameters keep their plain gradient: {', '.join(lost)}", stacklevel=4)
 
     def _warn_unused(self, used: Iterable[str]) -> None:
         unused = sorted(set(self._layout.blocks) - set(used) - set(self._curvature))
@@ -311,7 +319,7 @@ class Preconditioner:
     def _count(self, event: str, message: str) -> None:
         self._counters[event] += 1
         if self._counters[event] == 1:
-            warnings.warn(f"seng: {message}. Counted in stats(); this is said once", stacklevel=3)
+            warnings.warn(f"seng: {message}. Counted in `counters`; this is said once", stacklevel=3)
 
     # -- reports ------------------------------------------------------------------------------------------------
 
@@ -383,7 +391,8 @@ class Preconditioner:
 def _square(x: Tensor) -> Tensor:
     """Return x.x, at least in float32; NaN or inf where x holds one."""
     values = x.coalesce().values() if x.is_sparse else x
-    flat = values.reshape(-1).to(torch.promote_types(x.dtype, torch.float32))
+    values = torch.view_as_real(values) if values.is_complex() else values
+    flat = values.reshape(-1).to(torch.promote_types(values.dtype, torch.float32))
     return torch.dot(flat, flat)
 
 
