@@ -124,11 +124,9 @@ class Capture:
         return any(use.g is not None and bool(use.g.any()) for use in uses)
 
     def _hook(self, name: str) -> Callable[..., None]:
-        record: Any = torch.compiler.disable(self._record)
-
-        # the test of `armed` is all that a compiled graph keeps of an idle hook
+        # the test of `armed` is all that a compiled graph keeps of an idle hook; an armed one breaks the graph
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            return record(name, module, args, kwargs, output) if self.armed else None
+            return self._record(name, module, args, kwargs, output) if self.armed else None
 
         return hook
 

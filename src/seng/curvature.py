@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -85,7 +86,10 @@ def refresh(
     """
     factor, samples = _factor(block, parts, choice, samples, options, step)
     gram = factor.gram()
-    mean, sums = gram.diagonal().sum() / samples, gram @ gram.new_ones(factor.n)
+    trace, sums = gram.diagonal().sum(), gram @ gram.new_ones(factor.n)
+    mean, size = trace / samples, float(trace)
+    if not isfinite(size):
+        raise FactorisationError("the Gram matrix is not finite")
     if options.ema > 0 and old is not None and isinstance(old.factor, Explicit):
         factor = merge(old.factor, factor, options.ema)
         mean = options.ema * old.mean + (1 - options.ema) * mean
@@ -95,7 +99,7 @@ def refresh(
     summarise = choice.estimator == "truncated" or options.ema > 0
     once = direct and not summarise and options.serves_once(step)
     state, failed = init(gram, damping, cholesky=direct or summarise, once=once)
-    used = factor if bool(mean > 0) else None
+    used = factor if size > 0 else None
     if summarise and used is not None:
         try:
             used, values = truncate(factor, damping, limit=samples)

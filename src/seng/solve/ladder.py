@@ -36,10 +36,10 @@ def init(gram: Float[Tensor, "n n"], damping: Tensor, *, cholesky: bool, once: b
 
     Cost: n^3 / 3 multiply-adds for Cholesky, about 10 times that for eigenvalues.
     """
-    if not bool(gram.diagonal().sum().isfinite()):
-        raise FactorisationError("the Gram matrix is not finite")
     if once:
         return DirectState(gram), 0
+    if not bool(gram.diagonal().sum().isfinite()):
+        raise FactorisationError("the Gram matrix is not finite")
     failed = 0
     if cholesky:
         for dtype in dict.fromkeys((gram.dtype, torch.float64)):
