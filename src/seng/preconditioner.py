@@ -145,7 +145,7 @@ class Preconditioner:
         y, square = curvature.row_sums / n**0.5, curvature.row_sums.sum() / n
         z, multiplier = self._direction(block.name, curvature, square, y, own=True)
         for parameter in block.parameters:
-            parameter.grad = torch.empty_like(parameter) if parameter.dim() > 1 else torch.zeros_like(parameter)
+            parameter.grad = torch.empty_like(parameter)
         grads = tuple(parameter.grad for parameter in block.parameters if parameter.grad is not None)
         curvature.factor.add_rmv_(grads, (z + n**-0.5) * multiplier, beta=0.0)
         return True

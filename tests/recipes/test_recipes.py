@@ -36,7 +36,6 @@ def _accuracy(config: RunConfig, path: Path) -> float:
     return train(build_session(config), create_run(path, config)).accuracy
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_digits_reaches_97_percent_with_any_seed(tmp_path: Path, seed: int):
     config = build_recipe("digits")

@@ -75,17 +75,21 @@ class Kronecker(Factor):
         return y * self.scale
 
     def add_rmv_(self, v: Grads, c: Float[Tensor, " n"], beta: float = 1.0) -> None:
-        """One weighted weight-gradient product. Cost: c n s d_in d_out multiply-adds."""
+        """One weighted weight-gradient product, the narrower side weighted. Cost: c n s d_in d_out multiply-adds."""
         groups, n, s, d_in = self.a.shape
         d_out = self.g.shape[3]
-        weighted = (self.g * (c * self.scale)[:, None, None]).view(groups, n * s, d_out)
-        a = self.a.reshape(groups, n * s, d_in)
+        weights = c * self.scale
+        a, g, per_sample = self.a, self.g, weights[:, None, None]
+        a, g = (a * per_sample, g) if d_in < d_out else (a, g * per_sample)
+        a, g = a.reshape(groups, n * s, d_in), g.reshape(groups, n * s, d_out)
         if groups == 1:
-            v[0].view(d_out, d_in).addmm_(weighted[0].T, a[0], beta=beta)
+            v[0].view(d_out, d_in).addmm_(g[0].T, a[0], beta=beta)
         else:
-            v[0].view(groups, d_out, d_in).baddbmm_(weighted.mT, a, beta=beta)
+            v[0].view(groups, d_out, d_in).baddbmm_(g.mT, a, beta=beta)
         if self.bias:
-            v[1].view(groups, d_out).mul_(beta).add_(weighted.new_ones(n * s) @ weighted)
+            per_position = weights if s == 1 else weights.repeat_interleave(s)
+            for out, own in zip(v[1].view(groups, d_out), self.g.reshape(groups, n * s, d_out), strict=True):
+                out.addmv_(own.T, per_position, beta=beta)
 
     def mean_multiple(self, v: Grads, generator: torch.Generator) -> Tensor | None:
         """Freivalds' check of v against the mean of the columns, where ``mv`` costs more than the check.
