@@ -95,3 +95,27 @@ def test_optimizer_counts_what_its_preconditioner_counts() -> None:
     with pytest.warns(UserWarning, match="the loss is not finite"):
         optimizer.step(lambda: torch.tensor(float("nan")))
     assert optimizer.counters == {"skipped_steps": 1}
+
+
+@pytest.mark.parametrize("options", [{}, {"power": 1.0}, REWEIGHT, {**REWEIGHT, "power": 1.0}], ids=str)
+@pytest.mark.parametrize("scale", [1e-20, 1e-24, 1e-30, 0.0])
+def test_vanishing_gradients_give_finite_directions(options: dict[str, Any], scale: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    pre = seng.Preconditioner(model, **options)
+    for _ in range(2):
+        model.zero_grad()
+        (model(torch.randn(8, 4)).square().sum(1).mean() * scale).backward()
+        assert pre.step()
+        assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("reweight", [False, True])
+def test_half_precision_parameters_get_half_precision_directions(reweight: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).bfloat16()
+    pre = seng.Preconditioner(model, **{**REWEIGHT, "reweight": reweight})
+    model(torch.randn(8, 4, dtype=torch.bfloat16)).square().sum(1).mean().backward()
+    pre.step()
+    grads = [p.grad for p in model.parameters()]
+    assert all(g is not None and g.dtype == torch.bfloat16 and bool(g.isfinite().all()) for g in grads)

@@ -16,6 +16,7 @@ from .sketch import generator_for
 from .solve import EigenState, FactorisationError, LinAlgError, SolveState, init
 from .types import Choice, LayerIO, expand_positions, join_uses
 
+SMALLEST = 2.0**24  # multiples of the smallest normal number below which a damping cannot be divided by
 BlockParts = tuple[tuple[LayerIO, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
 
 
@@ -24,8 +25,8 @@ class Curvature:
     """What is held between refreshes.
 
     Args:
-        factor: U as an operator; None where gradients were all zero, and once it has served where the next step
-            refreshes before it is used.
+        factor: U as an operator; None where gradients were zero or next to it, and once it has served where the next
+            step refreshes before it is used.
         state: Factorisation of K = U^T U.
         mean: Mean eigenvalue trace(K) / samples, the unit of relative damping, 0-d.
         samples: Number of samples (rows, with positions expanded) behind U.
@@ -86,20 +87,20 @@ def refresh(
     """
     factor, samples = _factor(block, parts, choice, samples, options, step)
     gram = factor.gram()
-    trace, sums = gram.diagonal().sum(), gram @ gram.new_ones(factor.n)
-    mean, size = trace / samples, float(trace)
-    if not isfinite(size):
-        raise FactorisationError("the Gram matrix is not finite")
+    mean, sums = gram.diagonal().sum() / samples, gram @ gram.new_ones(factor.n)
     if options.ema > 0 and old is not None and isinstance(old.factor, Explicit):
         factor = merge(old.factor, factor, options.ema)
         mean = options.ema * old.mean + (1 - options.ema) * mean
     damping = damping_at(options, step, mean)
+    size, least = torch.stack([mean, damping]).tolist()
+    if not isfinite(size):
+        raise FactorisationError("the Gram matrix is not finite")
     steady = not callable(options.damping) or options.interval_at(step) == 1
     direct = options.power == 1.0 and (steady or factor.frozen_damping)
     summarise = choice.estimator == "truncated" or options.ema > 0
     once = direct and not summarise and options.serves_once(step)
     state, failed = init(gram, damping, cholesky=direct or summarise, once=once)
-    used = factor if size > 0 else None
+    used = factor if least > SMALLEST * torch.finfo(gram.dtype).tiny else None
     if summarise and used is not None:
         try:
             used, values = truncate(factor, damping, limit=samples)
@@ -122,18 +123,21 @@ def _factor(
     dtype = block.compute_dtype
     io, slots = parts[0]
     if len(parts) > 1 or len(slots) < len(block.parameters):
-        return _tied_factor(block, parts, _scale(samples, options), generator), samples
+        return as_captured(block, parts, _scale(samples, options), dtype), samples
     if options.positions == "expand":
         io, samples = expand_positions(io, max(io.n, options.sketch_size), generator)
     return build_factor(io, choice, _scale(samples, options), dtype, generator), samples
 
 
-def _tied_factor(block: Block, parts: BlockParts, scale: float, generator: torch.Generator) -> Factor:
-    """Keep modules that share some of their parameters as they were captured, one row a sample."""
+def as_captured(block: Block, parts: BlockParts, scale: float, dtype: torch.dtype) -> Combined:
+    """Return U of all modules of a block as they were captured, one column a sample, ``scale`` times each.
+
+    Parameters that no module reached in this batch have zero rows.
+    """
     shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
     every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
     keep = Choice("operator")
-    terms = tuple(build_factor(io, keep, scale, block.compute_dtype, generator) for io, _ in parts)
+    terms = tuple(build_factor(io, keep, scale, dtype, torch.default_generator) for io, _ in parts)
     return Combined(terms, tuple(slots for _, slots in parts), every)
 
 

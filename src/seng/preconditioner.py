@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from .blocks import Block, lay_out, reweightable, unwrap
 from .capture import Capture, Captured
 from .config import Options
-from .curvature import BlockParts, Curvature, block_io, damping_at, refresh
+from .curvature import BlockParts, Curvature, as_captured, block_io, damping_at, refresh
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .distributed import STRATEGIES, automatic
 from .errors import BatchError, OrderError, choose
-from .factors import Factor, build_factor
+from .factors import Factor
 from .linalg import inverse_quadratic
 from .planner import Size, choose_all, require_known
 from .sketch import generator_for
@@ -144,10 +144,10 @@ class Preconditioner:
         n = curvature.factor.n
         y, square = curvature.row_sums / n**0.5, curvature.row_sums.sum() / n
         z, multiplier = self._direction(block.name, curvature, square, y, own=True)
-        for parameter in block.parameters:
-            parameter.grad = torch.empty_like(parameter)
-        grads = tuple(parameter.grad for parameter in block.parameters if parameter.grad is not None)
+        grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + n**-0.5) * multiplier, beta=0.0)
+        for parameter, x in zip(block.parameters, grads, strict=True):
+            parameter.grad = x.to(parameter.dtype)
         return True
 
     def _direction(
@@ -297,7 +297,7 @@ class Preconditioner:
         """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
         for name in self._reweighted & grads.keys() & captured.layers.keys():
             block, io = self._layout.blocks[name], captured.layers[name]
-            factor = build_factor(io, Choice("operator"), 1.0, block.compute_dtype, torch.Generator())
+            factor = as_captured(block, block_io(block, captured.layers), 1.0, block.compute_dtype)
             factor.add_rmv_(grads[name], grads[name][0].new_ones(io.n))
             for parameter, x in zip(block.parameters, grads[name], strict=True):
                 parameter.grad = x.view_as(parameter).to(parameter.dtype)

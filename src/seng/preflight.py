@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from .blocks import lay_out, unwrap
 from .capture import Capture
 from .config import Options
-from .curvature import block_io
+from .curvature import as_captured, block_io
 from .errors import OrderError
-from .factors import Combined, build_factor
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
 
@@ -200,13 +199,10 @@ def _report(capture: Capture, layout: Any) -> Report:
         if not any(entry.name in layers for entry, _ in block.members):
             unused.append(name)
             continue
-        dtype, generator = torch.float64, torch.Generator()
         parts = block_io(block, layers)
-        terms = tuple(build_factor(io, Choice("operator"), 1.0, dtype, generator) for io, _ in parts)
-        shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
-        every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
-        factor = Combined(terms, tuple(slots for _, slots in parts), every)
-        total = torch.cat([x.reshape(-1) for x in factor.rmv(torch.ones(factor.n, dtype=dtype))])
+        factor = as_captured(block, parts, 1.0, torch.float64)
+        ones = torch.ones(factor.n, dtype=torch.float64, device=block.parameters[0].device)
+        total = torch.cat([x.reshape(-1) for x in factor.rmv(ones)])
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in block.parameters]
         grad = torch.cat([g.reshape(-1).to(total) for g in grads])
         scale = max(float(grad.norm()), float(factor.gram().diagonal().sum()) ** 0.5, floor)
