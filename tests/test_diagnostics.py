@@ -119,7 +119,7 @@ def test_coverage_names_every_parameter_with_a_reason() -> None:
     model = Mixed()
     pre = Preconditioner(model, exclude=["head"])
     before = pre.coverage()
-    assert before.preconditioned["body.weight"] == "at the first refresh"
+    assert before.preconditioned["body.weight"] == "to be chosen at the first refresh"
     model(torch.randn(6, 4)).sum().backward()
     with pytest.warns(UserWarning, match="the batch did not use these layers, they pass through: idle"):
         assert pre.step()

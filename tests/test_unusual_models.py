@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import seng
+from seng.errors import OptionError, OrderError
 
 REWEIGHT: dict[str, Any] = {
     "refresh_every": 1, "curvature_batch": "current", "estimator": "exact", "distributed": "none", "reweight": True
@@ -87,6 +89,28 @@ def test_one_cycle_schedule_moves_momentum() -> None:
     optimizer = seng.SENG(nn.Linear(4, 3), lr=0.1)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.2, total_steps=10)
     assert optimizer.param_groups[0]["momentum"] == 0.95
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps])
+def test_optimizer_is_neither_copied_nor_pickled(duplicate: Any) -> None:
+    with pytest.raises(OrderError, match="hooks belong to one model"):
+        duplicate(seng.SENG(nn.Linear(4, 3)))
+
+
+def test_unknown_strategy_lists_auto() -> None:
+    with pytest.raises(OptionError, match=r"'auto' \| 'none' \| 'local'"):
+        seng.Preconditioner(nn.Linear(4, 3), distributed="ring")
+
+
+def test_coverage_of_a_loaded_state_is_held() -> None:
+    model = nn.Linear(4, 3)
+    pre = seng.Preconditioner(model)
+    assert set(pre.coverage().preconditioned.values()) == {"to be chosen at the first refresh"}
+    backward(model, 8)
+    pre.step()
+    other = seng.Preconditioner(model)
+    other.load_state_dict(pre.state_dict())
+    assert set(other.coverage().preconditioned.values()) == {"held from a loaded state"}
 
 
 def test_optimizer_counts_what_its_preconditioner_counts() -> None:

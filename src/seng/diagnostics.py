@@ -114,7 +114,8 @@ def coverage(layout: Layout, choices: Mapping[str, Choice], held: set[str]) -> C
                 passed[key] = "no batch has used it yet"
                 continue
             count += parameter.numel()
-            preconditioned[key] = f"{choice.estimator}: {choice.reason}" if choice else "at the first refresh"
+            unknown = "held from a loaded state" if name in held else "to be chosen at the first refresh"
+            preconditioned[key] = f"{choice.estimator}: {choice.reason}" if choice else unknown
     total = count + sum(p.numel() for p in layout.passing.values())
     total += sum(
         p.numel() for name, block in layout.blocks.items() if choices and name not in held for p in block.parameters

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .bases import BaseSettings, build_bases
 from .diagnostics import Coverage, LayerStats
-from .errors import OptionError, SengError
+from .errors import OptionError, OrderError, SengError
 from .preconditioner import Preconditioner
 from .state import refusal
 
@@ -144,6 +144,13 @@ class SENG(Optimizer):
             "bases": [base.state_dict() for base in self.bases],
             "preconditioner": self.preconditioner.state_dict(),
         }
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse copies and pickles, which would leave the hooks and the curvature behind."""
+        raise OrderError(
+            "copy or pickle of SENG", "hooks belong to one model", expected="a state dict", got=type(self).__name__,
+            fix="Create a SENG on the other model and give it this one's state_dict()",
+        )  # fmt: skip
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

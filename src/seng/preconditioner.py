@@ -16,8 +16,8 @@ from .capture import Capture, Captured
 from .config import Options
 from .curvature import BlockParts, Curvature, as_captured, block_io, damping_at, refresh
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
-from .distributed import STRATEGIES, automatic
-from .errors import BatchError, OrderError, choose
+from .distributed import strategy_for
+from .errors import BatchError, OrderError
 from .factors import Factor
 from .linalg import inverse_quadratic
 from .planner import Size, choose_all, require_known
@@ -61,8 +61,7 @@ class Preconditioner:
     def __init__(self, model: nn.Module, *, call: str = "Preconditioner()", **options: Any):
         self.options = Options.build(call, options)
         require_known(self.options, call)
-        strategy = automatic() if self.options.distributed == "auto" else self.options.distributed
-        self._strategy = choose(STRATEGIES, strategy, call=call, option="distributed")()
+        self._strategy = strategy_for(self.options.distributed, call)
         self._layout = lay_out(unwrap(model, call), self.options, call)
         self._warn_unsupported()
         watched = [entry for block in self._layout.blocks.values() for entry, _ in block.members]

@@ -173,6 +173,6 @@ def test_table_names_the_strategies() -> None:
 def test_unknown_strategy_is_refused(given: str, closest: str | None) -> None:
     fix = f"Did you mean '{closest}'" if closest else "Choose one of the names listed"
     with pytest.raises(
-        OptionError, match=rf"unknown distributed: expected 'none' \| 'local'.*, got '{given}'\. {fix}\."
+        OptionError, match=rf"unknown distributed: expected 'auto' \| 'none' \| 'local'.*, got '{given}'\. {fix}\."
     ):
         Preconditioner(Net(), distributed=given)

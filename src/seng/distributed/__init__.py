@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from torch import distributed as dist
 
+from ..errors import choose
 from .base import Strategy
 from .local import Local
 
-__all__ = ["STRATEGIES", "Local", "Strategy", "automatic"]
+__all__ = ["STRATEGIES", "Local", "Strategy", "automatic", "strategy_for"]
 
 STRATEGIES: dict[str, type[Strategy]] = {"none": Strategy, "local": Local}
+
+
+def strategy_for(name: object, call: str) -> Strategy:
+    """Return the named strategy, or the one that "auto" stands for.
+
+    Raises:
+        OptionError: No strategy has that name.
+    """
+    table = {"auto": STRATEGIES[automatic()], **STRATEGIES}
+    return choose(table, name, call=call, option="distributed")()
 
 
 def automatic() -> str:
