@@ -72,6 +72,46 @@ def test_accumulation_equals_one_batch() -> None:
     assert (results[0] - results[1]).norm() <= ROUNDING * results[0].norm()
 
 
+def test_sum_losses_equal_preconditioning() -> None:
+    results = []
+    for reweight in (False, True):
+        model = network()
+        optimizer = seng.SENG(model, lr=0.1, reweight=reweight, loss_reduction="sum", **NEEDED)
+        x = torch.randn(7, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        (loss_of(model, x) * len(x)).backward()
+        optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert (results[0] - results[1]).norm() <= ROUNDING * results[0].norm()
+
+
+class Branching(nn.Module):
+    """A layer that only some micro-batches use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.branch = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.always(x))
+        return self.sometimes(x) if self.branch else x
+
+
+def test_layer_absent_from_a_micro_batch_equals_preconditioning() -> None:
+    results = []
+    for reweight in (False, True):
+        torch.manual_seed(0)
+        model = Branching().double()
+        optimizer = seng.SENG(model, lr=0.1, reweight=reweight, **NEEDED)
+        for branch, n in ((True, 5), (False, 3)):
+            model.branch = branch
+            x = torch.randn(n, 6, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+            (loss_of(model, x) * n / 8).backward()
+        optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert (results[0] - results[1]).norm() <= ROUNDING * results[0].norm()
+
+
 def test_layer_frozen_later_stays_frozen() -> None:
     model = network()
     optimizer = seng.SENG(model, reweight=True, **NEEDED)

@@ -18,7 +18,7 @@ from .curvature import BlockParts, Curvature, as_captured, block_io, damping_at,
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .distributed import strategy_for
 from .errors import BatchError, OrderError
-from .factors import Factor
+from .factors import Factor, Kronecker
 from .linalg import inverse_quadratic
 from .planner import Size, choose_all, require_known
 from .sketch import generator_for
@@ -136,15 +136,15 @@ class Preconditioner:
         return True
 
     def _reweight(self, block: Block) -> bool:
-        """Make the block's gradients multiplier * U (1 / sqrt(n) + z), a weighted sum over the samples in U."""
+        """Make the block's gradients multiplier * U (w + z), g = U w with equal weights w of all samples in U."""
         curvature = self._curvature.get(block.name)
-        if curvature is None or curvature.factor is None or curvature.row_sums is None:
+        if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
             return False
-        n = curvature.factor.n
-        y, square = curvature.row_sums / n**0.5, curvature.row_sums.sum() / n
+        weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
+        y, square = curvature.row_sums * weight, curvature.row_sums.sum() * weight**2
         z, multiplier = self._direction(block.name, curvature, square, y, own=True)
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
-        curvature.factor.add_rmv_(grads, (z + n**-0.5) * multiplier, beta=0.0)
+        curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):
             parameter.grad = x.to(parameter.dtype)
         return True
@@ -312,6 +312,8 @@ class Preconditioner:
 
         Blocks alone are asked: what passes through may have its gradient before backward reaches the first layer.
         """
+        if self._reweighted:  # backward leaves no trace of itself in .grad; zero_grad() and step() void records
+            return False
         grads = [p.grad for block in self._layout.blocks.values() for p in block.parameters if p.grad is not None]
         return not grads or (not any(bool(grad.any()) for grad in grads) and self._capture.has_gradients())
 

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from ..blocks import Block, lay_out, unwrap
 from ..capture import Capture
 from ..config import Options
-from ..curvature import block_io
-from ..factors import Combined, build_factor
+from ..curvature import as_captured, block_io
 from ..preconditioner import Preconditioner
 from ..schedules import value_at
-from ..types import Choice, LayerIO
+from ..types import LayerIO
 from .oracle import copy_gradients, dense_direction
 
 EXACT = 1e-9  # float64 rounding times the condition of the damped Fisher, which the tests keep under about 1e6
@@ -72,11 +71,7 @@ def captured_rows(model: nn.Module, loss_closure: LossClosure, **selection: Any)
         if any(entry.name in layers for entry, _ in block.members):
             parts = block_io(block, layers)
             _require_all_parameters(name, parts)
-            keep, generator = Choice("operator"), torch.Generator()
-            terms = tuple(build_factor(io, keep, 1.0, torch.float64, generator) for io, _ in parts)
-            found = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
-            shapes = tuple(found.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
-            rows[name] = Combined(terms, tuple(slots for _, slots in parts), shapes).to_dense().T
+            rows[name] = as_captured(block, parts, 1.0, torch.float64).to_dense().T
     return rows
 
 
