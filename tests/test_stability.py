@@ -8,7 +8,8 @@ from torch import nn
 
 import seng
 from seng.train.config import DataConfig
-from seng.train.data import TensorSplit, find_fashion, load_dataset
+from seng.train.data import TensorSplit, load_dataset
+from seng.train.data.fashion import find_fashion
 from seng.train.models import deep_autoencoder
 
 FASHION = DataConfig("fashion-mnist")

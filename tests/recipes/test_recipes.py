@@ -11,7 +11,8 @@ from seng.errors import OptionError
 from seng.recipes import RECIPES, build_recipe, summary
 from seng.train import build_session, create_run, train
 from seng.train.config import DataConfig, RunConfig
-from seng.train.data import DATASETS, find_fashion
+from seng.train.data import DATASETS, signature
+from seng.train.data.fashion import find_fashion
 from seng.train.losses import build_loss
 from seng.train.models import build_model
 
@@ -22,7 +23,7 @@ def test_recipe_names_things_that_exist(name: str, optimizer: str):
     config = build_recipe(name, optimizer)
     assert (config.recipe, config.optimizer.name) == (name, optimizer)
     assert config.data.name in DATASETS
-    build_model(config.model)
+    build_model(config.model, signature(config.data))
     build_loss(config.loss)
     assert summary(name).endswith(".")
 

@@ -8,7 +8,10 @@ from torch import nn
 
 from seng.errors import SengError
 from seng.train.config import ModelConfig
+from seng.train.data import Signature
 from seng.train.models import build_model
+
+PICTURES = Signature((1, 28, 28), classes=10)
 
 
 def _parameters(model: nn.Module) -> int:
@@ -17,14 +20,14 @@ def _parameters(model: nn.Module) -> int:
 
 @pytest.mark.parametrize("size", [8, 28])
 def test_small_cnn_takes_any_picture(size: int):
-    model = build_model(ModelConfig("small-cnn", (4, 6)))
+    model = build_model(ModelConfig("small-cnn", (4, 6)), PICTURES)
     assert model(torch.randn(3, 1, size, size)).shape == (3, 10)
     convolutions = (9 * 1 + 1) * 4 + (9 * 4 + 1) * 6
     assert _parameters(model) == convolutions + (4 * 6 + 1) * 10
 
 
 def test_small_resnet_has_one_block_a_width():
-    model = build_model(ModelConfig("small-resnet", (16, 32, 64)))
+    model = build_model(ModelConfig("small-resnet", (16, 32, 64)), PICTURES)
     assert model(torch.randn(2, 1, 28, 28)).shape == (2, 10)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 1 + 2 * 3 + 2  # the stem, two a block, a shortcut where the shape changes
@@ -45,7 +48,7 @@ def test_residual_block_is_the_shortcut_where_its_body_is_zero():
 
 
 def test_deep_autoencoder_mirrors_its_encoder():
-    model = build_model(ModelConfig("deep-autoencoder", (784, 500, 250, 100, 30)))
+    model = build_model(ModelConfig("deep-autoencoder", (784, 500, 250, 100, 30)), PICTURES)
     linear = [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)]
     assert linear == [
         (784, 500), (500, 250), (250, 100), (100, 30), (30, 100), (100, 250), (250, 500), (500, 784)
@@ -64,4 +67,4 @@ def test_deep_autoencoder_mirrors_its_encoder():
 )
 def test_build_model_refuses(config, match):
     with pytest.raises(SengError, match=match):
-        build_model(config)
+        build_model(config, PICTURES)

@@ -6,15 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from seng.errors import SengError
-from seng.optimizer import SENG
 from seng.recipes import build_recipe
 from seng.train import build_session
-from seng.train.config import LossConfig, OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
+from seng.train.config import LossConfig, RunConfig
 from seng.train.losses import build_loss
-from seng.train.optimizers import build_optimizer, build_schedule
 from seng.train.settings import override
 
 
@@ -24,50 +21,6 @@ def test_session_has_the_optimizer_and_its_settings(name: str, kind: str):
     optimizer = build_session(config).optimizer
     assert type(optimizer).__name__ == kind
     assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(0.015, 0.125)}
-
-
-def test_polynomial_schedule_ends_at_zero_and_follows_its_law():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = build_schedule(optimizer, ScheduleConfig("polynomial", power=2.0), total_steps=10)
-    rates = []
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([0.5 * (1 - t / 10) ** 2 for t in range(10)])
-    assert optimizer.param_groups[0]["lr"] == 0
-
-
-def test_constant_schedule_is_constant():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
-    schedule = build_schedule(optimizer, ScheduleConfig("constant"), total_steps=10)
-    for _ in range(20):
-        optimizer.step()
-        schedule.step()
-    assert optimizer.param_groups[0]["lr"] == 0.5
-
-
-def test_unknown_optimizer_lists_the_known():
-    with pytest.raises(SengError, match=r"unknown optimizer.*'sgd'.*Did you mean 'seng'"):
-        build_recipe("digits", "sengg")
-    config = OptimizerConfig("lion", lr=0.1)  # type: ignore[arg-type]
-    with pytest.raises(SengError, match="unknown optimizer.*'adamw'"):
-        build_optimizer(nn.Linear(2, 2), config, seed=0)
-
-
-def test_seng_refuses_an_option_out_of_range():
-    config = OptimizerConfig("seng", lr=0.1, seng=SengConfig(damping=-1.0))
-    with pytest.raises(SengError, match="damping"):
-        build_optimizer(nn.Linear(2, 2), config, seed=0)
-
-
-def test_seng_is_refreshed_densely_at_first_where_asked():
-    config = OptimizerConfig("seng", lr=0.1, seng=SengConfig(refresh_every=7, refresh_always_until=3))
-    optimizer = build_optimizer(nn.Linear(4, 2), config, seed=0)
-    assert isinstance(optimizer, SENG)
-    every = optimizer.preconditioner.options.refresh_every
-    assert callable(every)
-    assert [every(step) for step in range(5)] == [1, 1, 1, 7, 7]
 
 
 def test_label_smoothing_reaches_the_loss():

@@ -46,7 +46,7 @@ def test_override_changes_one_setting_and_no_other(name, text, value):
         ({"power": "1"}, "ambiguous: expected optimizer.seng.power or schedule.power"),
         ({"epochs": "many"}, "bad value for epochs: expected a whole number, got 'many'"),
         ({"trust": "much"}, "expected none or a number, got 'much'"),
-        ({"schedule.name": "cosine"}, "expected polynomial or constant, got 'cosine'"),
+        ({"schedule.name": "sine"}, "expected polynomial or cosine or constant, got 'sine'"),
         ({"widths": "8;16"}, "expected whole numbers with commas between"),
         ({"epochs": "0"}, "epochs is out of range: expected 1 or more, got 0"),
         ({"batch_size": "-1"}, "batch_size is out of range"),

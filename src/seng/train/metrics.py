@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,38 +20,67 @@ class StepRecord:
         epoch: Epochs begun, from 1.
         step: Steps done, from 1.
         loss: Mean loss of this step's batch.
-        accuracy: Share of the epoch's training samples so far that were classified rightly.
+        accuracy: Share of the epoch's training samples so far that were classified rightly; None without classes.
         lr: Learning rate of this step.
         seconds: Training time so far, without evaluation.
         images_per_second: Speed over the epoch so far.
+        parts: Seconds a step, mean since the record before, by part: "data", "forward", "backward", "optimizer" and,
+            of the optimizer's, "refresh" (mean over all steps, refreshed or not).
     """
 
     epoch: int
     step: int
     loss: float
-    accuracy: float
+    accuracy: float | None
     lr: float
     seconds: float
     images_per_second: float
+    parts: dict[str, float] = field(default_factory=dict)
     kind: Literal["step"] = "step"
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch with its evaluation; times as in ``StepRecord``."""
+    """One epoch with its evaluation; times as in ``StepRecord``, accuracies None without classes.
+
+    Attributes:
+        test_accuracy5: Share of the test samples whose class is among the five likeliest; None below ten classes.
+    """
 
     epoch: int
     step: int
     train_loss: float
-    train_accuracy: float
+    train_accuracy: float | None
     test_loss: float
-    test_accuracy: float
+    test_accuracy: float | None
     seconds: float
     images_per_second: float
+    test_accuracy5: float | None = None
     kind: Literal["epoch"] = "epoch"
 
 
-Record = StepRecord | EpochRecord
+@dataclass(frozen=True)
+class CurvatureRecord:
+    """State of the curvature after a step.
+
+    Attributes:
+        layers: By block, the numbers of ``seng.diagnostics.LayerStats`` by name: trace, effective_dimension,
+            top_eigenvalues, damping, refresh_age, cosine, samples, nbytes.
+        spectra: By block, eigenvalues of F descending, thinned to at most 64 (the first and the last are kept);
+            given once an epoch, empty else.
+        counters: The optimizer's counters: skipped steps, failed refreshes and others.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    layers: dict[str, dict[str, Any]]
+    spectra: dict[str, list[float]] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    kind: Literal["curvature"] = "curvature"
+
+
+Record = StepRecord | EpochRecord | CurvatureRecord
 
 
 class Watcher(Protocol):

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .metrics import EpochRecord, Record
+from .metrics import CurvatureRecord, EpochRecord, Record
 
 
 class ProgressBar:
@@ -48,6 +48,8 @@ class ProgressBar:
 
     def logged(self, record: Record) -> None:
         """Show a step's numbers in the bar, and print an epoch's on a line of its own."""
+        if isinstance(record, CurvatureRecord):
+            return
         speed = f"{record.images_per_second:,.0f} images/s"
         epoch = f"epoch {record.epoch:>{len(str(self._epochs))}}/{self._epochs}"
         if isinstance(record, EpochRecord):

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .config import RunConfig
-from .data import Dataset, load_dataset, steps_per_epoch
+from .data import Dataset, load_dataset, signature, steps_per_epoch
 from .errors import ConfigError
 from .losses import Loss, build_loss
 from .models import build_model
@@ -47,10 +47,10 @@ def build_session(config: RunConfig) -> Session:
     data = load_dataset(config.data)
     loss = build_loss(config.loss)
     torch.manual_seed(config.seed)
-    model = build_model(config.model).to(device)
-    optimizer = build_optimizer(model, config.optimizer, config.seed)
-    total_steps = config.epochs * steps_per_epoch(len(data.train), config.batch_size)
-    schedule = build_schedule(optimizer, config.schedule, total_steps)
+    model = build_model(config.model, signature(config.data)).to(device)
+    steps = steps_per_epoch(len(data.train), config.batch_size)
+    optimizer = build_optimizer(model, config, steps)
+    schedule = build_schedule(optimizer, config.schedule, config.epochs, steps)
     return Session(config, device, data, model, loss, optimizer, schedule)
 
 

@@ -115,7 +115,7 @@ def _parse(hint: Any, text: str, name: str) -> Any:
     for kind in _alternatives(hint):
         try:
             return _parse_one(kind, text)
-        except ValueError:
+        except (KeyError, ValueError):
             continue
     raise ConfigError(
         "override",
@@ -131,6 +131,8 @@ def _parse_one(kind: Any, text: str) -> Any:
         return tuple(int(part) for part in text.split(","))
     if typing.get_origin(kind) is Literal:
         return typing.get_args(kind)[typing.get_args(kind).index(text)]
+    if kind is bool:
+        return {"true": True, "yes": True, "false": False, "no": False}[text.lower()]
     if kind is type(None):
         if text.lower() != "none":
             raise ValueError(text)
@@ -162,4 +164,5 @@ def _describe_one(kind: Any) -> str:
     if typing.get_origin(kind) is tuple:
         return "whole numbers with commas between"
     words: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", type(None): "none"}
+    words[bool] = "true or false"
     return words.get(kind, "a group of settings")

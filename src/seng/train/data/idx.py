@@ -16,7 +16,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .errors import DataError
+from ..errors import DataError
 
 UNSIGNED_BYTE = 8
 GZIP_MAGIC = b"\x1f\x8b"

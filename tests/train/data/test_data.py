@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from seng.errors import SengError
 from seng.train import data
 from seng.train.config import DataConfig
+from seng.train.data import fashion
 from seng.train.errors import DataError
 
 from .fashion_files import images, labels, write_fashion
@@ -91,12 +92,12 @@ def test_fashion_is_standardised_by_its_training_pictures(tmp_path: Path):
 
 def test_fashion_search_order_is_option_then_environment_then_debian(tmp_path: Path, monkeypatch):
     option, environment, debian = (write_fashion(tmp_path / name) for name in ("option", "env", "debian"))
-    monkeypatch.setattr(data, "DEBIAN_FASHION", debian)
+    monkeypatch.setattr(fashion, "DEBIAN_FASHION", debian)
     monkeypatch.delenv("SENG_DATA", raising=False)
-    assert data.find_fashion(DataConfig("fashion-mnist")) == debian
+    assert fashion.find_fashion(DataConfig("fashion-mnist")) == debian
     monkeypatch.setenv("SENG_DATA", str(environment))
-    assert data.find_fashion(DataConfig("fashion-mnist")) == environment
-    assert data.find_fashion(DataConfig("fashion-mnist", str(option))) == option
+    assert fashion.find_fashion(DataConfig("fashion-mnist")) == environment
+    assert fashion.find_fashion(DataConfig("fashion-mnist", str(option))) == option
 
 
 def test_fashion_absent_says_how_to_get_it(tmp_path: Path):

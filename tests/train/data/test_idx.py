@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from seng.train.data.idx import read_idx
 from seng.train.errors import DataError
-from seng.train.idx import read_idx
 
 IMAGES = bytes.fromhex("00000803 00000002 00000002 00000003") + bytes(range(12))
 LABELS = bytes.fromhex("00000801 00000003") + bytes((7, 0, 9))

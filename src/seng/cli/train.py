@@ -1,37 +1,21 @@
-"""The program ``seng``: train a recipe, list the recipes. ``python -m seng.cli`` is the same program."""
+"""``seng train``: train a recipe."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-try:
-    import typer
-    from rich.console import Console
-except ImportError as error:  # pragma: no cover
-    raise SystemExit(f"seng: {error.name} is missing. Run: pip install 'seng[train]'") from error
+import typer
+from rich.console import Console
 
-from .errors import SengError
-from .recipes import RECIPES, build_recipe, summary
-from .train.config import RunConfig
-from .train.data import data_status
-from .train.errors import CheckpointError, ConfigError
-from .train.folder import RunFolder, create_run, open_run
-from .train.metrics import read_metrics
-from .train.settings import override, settings
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-
-EPILOG = "Exit codes: 0 done, 1 an unexpected failure, 2 a wrong option or unusable data, 130 interrupted."
+from ..recipes import build_recipe
+from ..train.config import RunConfig
+from ..train.errors import CheckpointError, ConfigError
+from ..train.folder import RunFolder, create_run, open_run
+from ..train.metrics import read_metrics
+from ..train.settings import override, settings
 
 
-@app.callback()
-def program() -> None:
-    """Natural gradients in sample space: train networks on real data."""
-
-
-@app.command("train", epilog=EPILOG)
 def train_command(
     out: Annotated[Path, typer.Option(help="Folder for settings, metrics, checkpoint and curves.")],
     recipe: Annotated[
@@ -93,15 +77,6 @@ def train_command(
     _run(config, folder, out, overwrite, stop_after)
 
 
-@app.command("recipes")
-def recipes_command() -> None:
-    """List the recipes and whether their data is here."""
-    console = Console(highlight=False, soft_wrap=True)
-    for name in RECIPES:
-        console.print(f"[bold]{name}[/bold]  (data: {data_status(build_recipe(name).data)})")
-        console.print(f"    {summary(name)}")
-
-
 def _assignment(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -130,10 +105,10 @@ def _check_same(config: RunConfig, recipe: str | None, optimizer: str | None, ch
 
 def _run(config: RunConfig, folder: RunFolder | None, out: Path, overwrite: bool, stop_after: int | None) -> None:
     """Train with a progress bar, print the result and draw the curves."""
-    from .train.curves import draw_curves  # these take seconds to import: --help needs neither
-    from .train.loop import train
-    from .train.progress import ProgressBar
-    from .train.session import build_session
+    from ..train.curves import draw_curves  # these take seconds to import: --help needs neither
+    from ..train.loop import train
+    from ..train.progress import ProgressBar
+    from ..train.session import build_session
 
     console = Console(highlight=False, soft_wrap=True)
     session = build_session(config)
@@ -150,21 +125,3 @@ def _run(config: RunConfig, folder: RunFolder | None, out: Path, overwrite: bool
     draw_curves(read_metrics(folder.metrics), folder.curves, title)
     console.print(f"test accuracy {result.accuracy:.2%}, test loss {result.loss:.4f}")
     console.print(f"curves: {folder.curves}")
-
-
-def main(arguments: list[str] | None = None) -> Any:
-    """Run the program; errors that a user can mend are shown as one line, without a traceback.
-
-    Args:
-        arguments: what follows the program's name; None: the process's own.
-    """
-    try:
-        app(arguments, prog_name="seng")
-    except SengError as error:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"error: {error}", style="red", markup=False)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
