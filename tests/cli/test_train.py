@@ -1,30 +1,13 @@
-"""The program, as a person calls it."""
+"""``seng train``, as a person calls it."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from seng import cli
-
 QUICK = ("--epochs", "2", "--set", "model.widths=4,8", "--batch-size", "128")
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]):
-    """Call the program in this process: return its exit code and what it printed."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out + printed.err
-
-    return run
 
 
 def _config(out: Path) -> dict:
@@ -132,37 +115,3 @@ def test_resume_refuses_other_settings(call, tmp_path: Path, arguments):
     assert code == 2
     assert "is not what the run was started with" in printed
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
-
-
-def test_recipes_lists_each_with_its_data(call, monkeypatch, tmp_path: Path):
-    monkeypatch.setenv("SENG_DATA", str(tmp_path))
-    code, printed = call("recipes")
-    assert code == 0
-    assert "digits  (data: comes with scikit-learn)" in printed
-    assert "fashion-resnet  (data: absent: apt-get install dataset-fashion-mnist)" in printed
-
-
-def test_help_names_the_commands_and_their_options(call):
-    code, printed = call("--help")
-    assert code == 0
-    assert "train" in printed
-    assert "recipes" in printed
-    code, printed = call("train", "--help")
-    assert code == 0
-    for word in ("--resume", "--overwrite", "--set", "Example:", "Exit codes:"):
-        assert word in printed
-
-
-def test_module_is_the_program(tmp_path: Path):
-    command = [sys.executable, "-m", "seng.cli", "train", "--out", str(tmp_path / "run"), *QUICK]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "test accuracy" in done.stdout
-
-
-def test_module_shows_errors_without_a_traceback():
-    command = [sys.executable, "-m", "seng.cli", "train", "nothing", "--out", "unused"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: seng train: unknown recipe")
-    assert "Traceback" not in done.stderr
