@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_batches, in_order, steps_per_epoch
 from .digits import DIGITS
 from .fashion import FASHION
+from .prefetch import prefetched
 
 DATASETS: dict[str, Source] = {
     "digits": DIGITS,
@@ -67,6 +68,7 @@ __all__ = [
     "epoch_batches",
     "in_order",
     "load_dataset",
+    "prefetched",
     "signature",
     "steps_per_epoch",
 ]
