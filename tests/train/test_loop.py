@@ -22,7 +22,7 @@ from seng.train.settings import override
 
 from .conftest import SMALL
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "samples_per_second")
 
 
 def _start(config: RunConfig, path: Path, **options: Any) -> Evaluation:

@@ -23,7 +23,7 @@ def test_progress_bar_shows_epoch_loss_accuracy_speed_and_time_left():
     with ProgressBar(epochs=20, samples=100, console=console) as bar:
         bar.advanced(250)
         bar.logged(STEP)
-    for words in ("epoch  3/20", "loss 0.1234", "accuracy 87.5%", "1,234 images/s", "left"):
+    for words in ("epoch  3/20", "loss 0.1234", "accuracy 87.5%", "1,234 samples/s", "left"):
         assert words in screen.getvalue()
 
 
@@ -32,7 +32,7 @@ def test_progress_prints_a_line_an_epoch_even_into_a_file():
     with ProgressBar(epochs=20, samples=100, console=Console(file=screen, width=40)) as bar:
         bar.logged(STEP)
         bar.logged(EPOCH)
-    line = "epoch  3/20  loss 0.1100  test loss 0.2200  test accuracy 95.12%  1,200 images/s"
+    line = "epoch  3/20  loss 0.1100  test loss 0.2200  test accuracy 95.12%  1,200 samples/s"
     assert line in screen.getvalue().splitlines()
 
 

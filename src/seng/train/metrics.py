@@ -23,7 +23,7 @@ class StepRecord:
         accuracy: Share of the epoch's training samples so far that were classified rightly; None without classes.
         lr: Learning rate of this step.
         seconds: Training time so far, without evaluation.
-        images_per_second: Speed over the epoch so far.
+        samples_per_second: Speed over the epoch so far.
         parts: Seconds a step, mean since the record before, by part: "data", "forward", "backward", "optimizer" and,
             of the optimizer's, "refresh" (mean over all steps, refreshed or not).
     """
@@ -34,7 +34,7 @@ class StepRecord:
     accuracy: float | None
     lr: float
     seconds: float
-    images_per_second: float
+    samples_per_second: float
     parts: dict[str, float] = field(default_factory=dict)
     kind: Literal["step"] = "step"
 
@@ -54,7 +54,7 @@ class EpochRecord:
     test_loss: float
     test_accuracy: float | None
     seconds: float
-    images_per_second: float
+    samples_per_second: float
     test_accuracy5: float | None = None
     kind: Literal["epoch"] = "epoch"
 
@@ -80,7 +80,39 @@ class CurvatureRecord:
     kind: Literal["curvature"] = "curvature"
 
 
-Record = StepRecord | EpochRecord | CurvatureRecord
+@dataclass(frozen=True)
+class StartRecord:
+    """A process took the run up, from its beginning or from a checkpoint; written after its first step.
+
+    Attributes:
+        startup: Seconds from the start of the process to the end of its first step.
+        environment: What the numbers depend on: versions, device, threads, ranks.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    startup: float
+    environment: dict[str, str | int]
+    kind: Literal["start"] = "start"
+
+
+@dataclass(frozen=True)
+class EndRecord:
+    """The run is over: nothing is left to do.
+
+    Attributes:
+        reason: "epochs" if all were done, else the target that was reached, as ``test_accuracy=0.97``.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    reason: str
+    kind: Literal["end"] = "end"
+
+
+Record = StartRecord | StepRecord | EpochRecord | CurvatureRecord | EndRecord
 
 
 class Watcher(Protocol):

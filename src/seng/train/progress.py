@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .metrics import CurvatureRecord, EpochRecord, Record
+from .metrics import EpochRecord, Record, StepRecord
 
 
 class ProgressBar:
@@ -48,9 +48,9 @@ class ProgressBar:
 
     def logged(self, record: Record) -> None:
         """Show a step's numbers in the bar, and print an epoch's on a line of its own."""
-        if isinstance(record, CurvatureRecord):
+        if not isinstance(record, StepRecord | EpochRecord):
             return
-        speed = f"{record.images_per_second:,.0f} images/s"
+        speed = f"{record.samples_per_second:,.0f} samples/s"
         epoch = f"epoch {record.epoch:>{len(str(self._epochs))}}/{self._epochs}"
         if isinstance(record, EpochRecord):
             losses = f"loss {record.train_loss:.4f}  test loss {record.test_loss:.4f}"
