@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ..errors import choose
 from ..train.config import RunConfig
+from .char_gpt import char_gpt
 from .digits import digits
 from .fashion_resnet import fashion_resnet
 
@@ -17,6 +18,7 @@ Recipe = Callable[[str], RunConfig]
 RECIPES: dict[str, Recipe] = {
     "digits": digits,
     "fashion-resnet": fashion_resnet,
+    "char-gpt": char_gpt,
 }
 
 
@@ -34,4 +36,4 @@ def summary(name: str) -> str:
     return (RECIPES[name].__doc__ or "").splitlines()[0]
 
 
-__all__ = ["RECIPES", "build_recipe", "digits", "fashion_resnet", "summary"]
+__all__ = ["RECIPES", "build_recipe", "char_gpt", "digits", "fashion_resnet", "summary"]

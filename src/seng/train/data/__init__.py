@@ -13,10 +13,12 @@ from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_
 from .digits import DIGITS
 from .fashion import FASHION
 from .prefetch import prefetched
+from .topics import TOPICS
 
 DATASETS: dict[str, Source] = {
     "digits": DIGITS,
     "fashion-mnist": FASHION,
+    "python-topics": TOPICS,
 }
 
 

@@ -16,11 +16,13 @@ from ..errors import ConfigError
 from .autoencoder import deep_autoencoder
 from .convolutional import small_cnn
 from .residual import ResidualBlock, small_resnet
+from .transformer import CharTransformer
 
 MODELS: dict[str, Callable[[ModelConfig, Signature], nn.Module]] = {
-    "small-cnn": lambda model, data: small_cnn(_widths(model), data.shape[0], _classes(data)),
-    "small-resnet": lambda model, data: small_resnet(_widths(model), data.shape[0], _classes(data)),
+    "small-cnn": lambda model, data: small_cnn(_widths(model), _channels(data), _classes(data)),
+    "small-resnet": lambda model, data: small_resnet(_widths(model), _channels(data), _classes(data)),
     "deep-autoencoder": lambda model, data: deep_autoencoder(_widths(model)),
+    "char-transformer": lambda model, data: _char_transformer(model, data),
 }
 
 
@@ -33,18 +35,41 @@ def build_model(config: ModelConfig, data: Signature) -> nn.Module:
     return choose(MODELS, config.name, call="build_model", option="model")(config, data)
 
 
+def _char_transformer(model: ModelConfig, data: Signature) -> CharTransformer:
+    """The first width is the stream's, the others those of the blocks' hidden layers."""
+    width, *hidden = _widths(model)
+    if len(data.shape) != 1:
+        raise _misfit("the data are no texts", "samples of shape (length,)", data.shape, "Choose a data set of texts")
+    if model.heads < 1 or width % model.heads:
+        expected = f"a divisor of the width {width}"
+        raise _misfit("heads do not divide the width", expected, model.heads, "Correct model.heads")
+    if not 0 <= model.dropout < 1:
+        raise _misfit("dropout is out of range", "0 or more and below 1", model.dropout, "Correct model.dropout")
+    return CharTransformer(_classes(data), data.shape[0], width, tuple(hidden), model.heads, model.dropout)
+
+
 def _widths(config: ModelConfig) -> tuple[int, ...]:
     if not config.widths or min(config.widths) < 1:
-        expected = "one or more numbers above 0"
-        raise ConfigError("build_model", "bad widths", expected=expected, got=config.widths, fix="Correct them")
+        raise _misfit("bad widths", "one or more numbers above 0", config.widths, "Correct them")
     return config.widths
+
+
+def _channels(data: Signature) -> int:
+    if len(data.shape) != 3:
+        expected = "samples of shape (channels, height, width)"
+        raise _misfit("the data are no pictures", expected, data.shape, "Choose a data set of pictures")
+    return data.shape[0]
 
 
 def _classes(data: Signature) -> int:
     if data.classes is None:
         fix = "Choose a model that reconstructs its input"
-        raise ConfigError("build_model", "the data have no classes", expected="classes", got=None, fix=fix)
+        raise _misfit("the data have no classes", "classes", None, fix)
     return data.classes
 
 
-__all__ = ["MODELS", "ResidualBlock", "build_model", "deep_autoencoder", "small_cnn", "small_resnet"]
+def _misfit(problem: str, expected: str, got: object, fix: str) -> ConfigError:
+    return ConfigError("build_model", problem, expected=expected, got=got, fix=fix)
+
+
+__all__ = ["MODELS", "CharTransformer", "ResidualBlock", "build_model", "deep_autoencoder", "small_cnn", "small_resnet"]
