@@ -1,11 +1,33 @@
 """Natural gradients in sample space for PyTorch."""
 
-from .bases import BASES
-from .config import Options
-from .optimizer import SENG
-from .preconditioner import Preconditioner
-from .preflight import Plan, Report, plan, verify
-from .schedules import DenseThenSparse, Exponential, PolynomialLR
+from typing import TYPE_CHECKING
+
+from .lazy import lazy
+
+if TYPE_CHECKING:
+    from .bases import BASES
+    from .config import Options
+    from .optimizer import SENG
+    from .preconditioner import Preconditioner
+    from .preflight import Plan, Report, plan, verify
+    from .schedules import DenseThenSparse, Exponential, PolynomialLR
+else:
+    __getattr__ = lazy(
+        __name__,
+        {
+            "BASES": "bases",
+            "SENG": "optimizer",
+            "DenseThenSparse": "schedules",
+            "Exponential": "schedules",
+            "Options": "config",
+            "Plan": "preflight",
+            "PolynomialLR": "schedules",
+            "Preconditioner": "preconditioner",
+            "Report": "preflight",
+            "plan": "preflight",
+            "verify": "preflight",
+        },
+    )
 
 __version__ = "0.1.0"
 
@@ -23,3 +45,7 @@ __all__ = [
     "plan",
     "verify",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,29 @@
 """The training application: everything behind ``seng train``."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from .config import RunConfig
-from .folder import RunFolder, create_run, open_run
-from .loop import Evaluation, evaluate, train
-from .session import Session, build_session
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .folder import RunFolder, create_run, open_run
+    from .loop import Evaluation, evaluate, train
+    from .session import Session, build_session
+else:
+    __getattr__ = lazy(
+        __name__,
+        {
+            "Evaluation": "loop",
+            "RunConfig": "config",
+            "RunFolder": "folder",
+            "Session": "session",
+            "build_session": "session",
+            "create_run": "folder",
+            "evaluate": "loop",
+            "open_run": "folder",
+            "train": "loop",
+        },
+    )
 
 __all__ = [
     "Evaluation",
