@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -92,17 +93,17 @@ def test_fashion_is_standardised_by_its_training_pictures(tmp_path: Path):
 
 def test_fashion_search_order_is_option_then_environment_then_debian(tmp_path: Path, monkeypatch):
     option, environment, debian = (write_fashion(tmp_path / name) for name in ("option", "env", "debian"))
-    monkeypatch.setattr(fashion, "DEBIAN_FASHION", debian)
+    place = dataclasses.replace(fashion.PLACE, system=debian)
     monkeypatch.delenv("SENG_DATA", raising=False)
-    assert fashion.find_fashion(DataConfig("fashion-mnist")) == debian
+    assert place.find(DataConfig("fashion-mnist")) == debian
     monkeypatch.setenv("SENG_DATA", str(environment))
-    assert fashion.find_fashion(DataConfig("fashion-mnist")) == environment
-    assert fashion.find_fashion(DataConfig("fashion-mnist", str(option))) == option
+    assert place.find(DataConfig("fashion-mnist")) == environment
+    assert place.find(DataConfig("fashion-mnist", str(option))) == option
 
 
 def test_fashion_absent_says_how_to_get_it(tmp_path: Path):
     config = DataConfig("fashion-mnist", str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"not here.*nowhere.*`apt-get install dataset-fashion-mnist`"):
+    with pytest.raises(DataError, match=r"not here.*nowhere.*apt-get install dataset-fashion-mnist"):
         data.load_dataset(config)
     assert data.data_status(config) == "absent: apt-get install dataset-fashion-mnist"
 
@@ -123,6 +124,20 @@ def test_fashion_names_the_wrong_file(tmp_path: Path, changed, match):
     write_fashion(tmp_path, **changed)
     with pytest.raises(DataError, match=match):
         data.load_dataset(DataConfig("fashion-mnist", str(tmp_path)))
+
+
+def test_mnist_is_read_from_the_same_files_in_its_own_folder(tmp_path: Path):
+    write_fashion(tmp_path / "mnist")
+    config = DataConfig("mnist", str(tmp_path))
+    dataset = data.load_dataset(config)
+    assert (len(dataset.train), len(dataset.test)) == (20, 10)
+    assert data.data_status(config) == f"found in {tmp_path / 'mnist'}"
+    assert data.data_status(DataConfig("fashion-mnist", str(tmp_path))).startswith("absent")
+
+
+def test_mnist_absent_says_which_files_it_wants(tmp_path: Path):
+    with pytest.raises(DataError, match=r"MNIST is not here.*train- and t10k-\{images-idx3,labels-idx1\}-ubyte"):
+        data.load_dataset(DataConfig("mnist", str(tmp_path)))
 
 
 def test_unknown_data_set_lists_the_known():

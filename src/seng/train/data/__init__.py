@@ -12,12 +12,14 @@ from ..errors import ConfigError
 from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_batches, in_order, steps_per_epoch
 from .digits import DIGITS
 from .fashion import FASHION
+from .mnist import MNIST
 from .prefetch import prefetched
 from .topics import TOPICS
 
 DATASETS: dict[str, Source] = {
     "digits": DIGITS,
     "fashion-mnist": FASHION,
+    "mnist": MNIST,
     "python-topics": TOPICS,
 }
 
