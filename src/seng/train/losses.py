@@ -31,7 +31,8 @@ def cross_entropy(
     """
     if targets.is_floating_point():
         _refuse("cross-entropy", "the data have no classes", "whole numbers", targets, "half-squared-error")
-    return functional.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    scores = outputs.movedim(1, -1).flatten(0, -2)  # torch's form for positions is not deterministic on a GPU
+    return functional.cross_entropy(scores, targets.flatten(), label_smoothing=label_smoothing)
 
 
 def half_squared_error(outputs: Float[Tensor, "n ..."], targets: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:

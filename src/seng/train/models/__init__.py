@@ -15,14 +15,20 @@ from ..data import Signature
 from ..errors import ConfigError
 from .autoencoder import deep_autoencoder
 from .convolutional import small_cnn
-from .residual import ResidualBlock, small_resnet
+from .residual import ResidualBlock, cifar_resnet18, imagenet_resnet50, small_resnet
 from .transformer import CharTransformer
+from .vgg import cifar_vgg16bn
 
 MODELS: dict[str, Callable[[ModelConfig, Signature], nn.Module]] = {
     "small-cnn": lambda model, data: small_cnn(_widths(model), _channels(data), _classes(data)),
     "small-resnet": lambda model, data: small_resnet(_widths(model), _channels(data), _classes(data)),
     "deep-autoencoder": lambda model, data: deep_autoencoder(_widths(model)),
     "char-transformer": lambda model, data: _char_transformer(model, data),
+    "cifar-resnet18": lambda model, data: cifar_resnet18(_stages(model, 4), _channels(data), _classes(data)),
+    "cifar-vgg16bn": lambda model, data: cifar_vgg16bn(_stages(model, 5), _channels(data), _classes(data)),
+    "imagenet-resnet50": lambda model, data: imagenet_resnet50(
+        _stages(model, 4, multiple=4), _channels(data), _classes(data)
+    ),
 }
 
 
@@ -54,6 +60,14 @@ def _widths(config: ModelConfig) -> tuple[int, ...]:
     return config.widths
 
 
+def _stages(config: ModelConfig, stages: int, multiple: int = 1) -> tuple[int, ...]:
+    widths = _widths(config)
+    if len(widths) != stages or any(width % multiple for width in widths):
+        expected = f"{stages} numbers" + (f", multiples of {multiple}" if multiple > 1 else "")
+        raise _misfit("bad widths", expected, widths, "Give one a stage in model.widths")
+    return widths
+
+
 def _channels(data: Signature) -> int:
     if len(data.shape) != 3:
         expected = "samples of shape (channels, height, width)"
@@ -72,4 +86,15 @@ def _misfit(problem: str, expected: str, got: object, fix: str) -> ConfigError:
     return ConfigError("build_model", problem, expected=expected, got=got, fix=fix)
 
 
-__all__ = ["MODELS", "CharTransformer", "ResidualBlock", "build_model", "deep_autoencoder", "small_cnn", "small_resnet"]
+__all__ = [
+    "MODELS",
+    "CharTransformer",
+    "ResidualBlock",
+    "build_model",
+    "cifar_resnet18",
+    "cifar_vgg16bn",
+    "deep_autoencoder",
+    "imagenet_resnet50",
+    "small_cnn",
+    "small_resnet",
+]
