@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -40,9 +42,28 @@ def test_stats_match_dense_eigenvalues(power: float, options: dict[str, Any]) ->
             float((values / (values + damping)).sum()), rel=10 * tolerance
         )
         assert stats.top_eigenvalues == pytest.approx(values[:TOP].tolist(), rel=ACCURACY)
+        held = torch.cat([stats.spectrum, values.new_zeros(8 - len(stats.spectrum))])
+        torch.testing.assert_close(held, values[:8], rtol=0, atol=tolerance * trace)  # 8 samples, the rest is 0
         assert stats.samples == 8
         assert stats.nbytes > 0
         assert (stats.refresh_age, stats.skipped_steps) == (0, 0)
+
+
+def test_span_surrounds_the_refresh_of_each_block() -> None:
+    model, opened = perceptron(), []
+    pre = Preconditioner(model, refresh_every=2)
+
+    @contextmanager
+    def span(name: str) -> Iterator[None]:
+        held = len(pre.stats())
+        yield
+        opened.append((name, held, len(pre.stats())))
+
+    pre.span = span
+    for step in range(3):
+        directions(model, pre, *batch(step))
+    first, later = [("refresh", 0, 1), ("refresh", 1, 2)], [("refresh", 2, 2)] * 2
+    assert opened == [*first, *later]
 
 
 @pytest.mark.parametrize("power", [1.0, 0.5])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .blocks import Layout
@@ -44,6 +45,7 @@ class LayerStats:
         samples: Number of samples behind the curvature.
         nbytes: Bytes of U as it is held.
         skipped_steps: Steps skipped so far because of gradients that are not finite, the same for all blocks.
+        spectrum: All eigenvalues of F that can differ from 0, descending, one a sample behind the curvature.
     """
 
     trace: float
@@ -55,6 +57,7 @@ class LayerStats:
     samples: int
     nbytes: int
     skipped_steps: int
+    spectrum: Float[Tensor, " n"] = field(repr=False, compare=False)
 
 
 def layer_stats(curvature: Curvature, use: Use | None, options: Options, step: int, skipped: int) -> LayerStats:
@@ -72,6 +75,7 @@ def layer_stats(curvature: Curvature, use: Use | None, options: Options, step: i
         samples=curvature.samples,
         nbytes=curvature.nbytes(),
         skipped_steps=skipped,
+        spectrum=values.flip(0),
     )
 
 

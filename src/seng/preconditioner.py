@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,8 @@ class Preconditioner:
 
         d = (F + lambda I)^-power g,   from n x n matrices alone.
 
-    Call ``step()`` between ``backward()`` and the step of any optimizer.
+    Call ``step()`` between ``backward()`` and the step of any optimizer. To time refreshes set ``span``: it is called
+    with "refresh" for a context around each block's, as ``torch.profiler.record_function`` can be.
 
     Args:
         model: Any module; DistributedDataParallel and torch.compile wrappers are looked through. Place it before
@@ -74,6 +76,7 @@ class Preconditioner:
         self._counters: Counter[str] = Counter()
         self._step = 0
         self._last_refresh = -1
+        self.span: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     # -- the algorithm ------------------------------------------------------------------------------------------
 
@@ -249,9 +252,10 @@ class Preconditioner:
     def _refresh(self, block: Block, parts: BlockParts, samples: int) -> None:
         old, name = self._curvature.get(block.name), block.name
         try:
-            self._curvature[name], failed = refresh(
-                block, parts, self._choices[name], samples, self.options, self._step, old
-            )
+            with self.span("refresh"):
+                self._curvature[name], failed = refresh(
+                    block, parts, self._choices[name], samples, self.options, self._step, old
+                )
             if failed:
                 self._counters["ladder_rungs"] += failed
         except FactorisationError:

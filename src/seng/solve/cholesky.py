@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -35,11 +36,19 @@ class CholeskyState(SolveState):
         return self.factor @ (self.factor.T @ x) - self.damping * x
 
     def spectrum(self) -> Float[Tensor, " n"]:
-        return self.to_eigen().values
+        return self._values
+
+    @cached_property
+    def _values(self) -> Float[Tensor, " n"]:
+        """The eigenvalues, computed once a refresh at most, half the price of ``to_eigen``."""
+        return torch.linalg.eigvalsh(self._gram()).clamp(min=0).to(self.factor.dtype)
+
+    def _gram(self) -> Float[Tensor, "n n"]:
+        k = (self.factor @ self.factor.T).double()
+        k.diagonal().sub_(self.damping)
+        return k
 
     def to_eigen(self) -> EigenState:
         """Return the eigenvalues of K. Cost: n^3."""
-        k = (self.factor @ self.factor.T).double()
-        k.diagonal().sub_(self.damping)
-        values, vectors = torch.linalg.eigh(k)
+        values, vectors = torch.linalg.eigh(self._gram())
         return EigenState(values.clamp(min=0).to(self.factor.dtype), vectors.to(self.factor.dtype))

@@ -38,7 +38,7 @@ class DirectState(SolveState):
         return self.gram @ x
 
     def spectrum(self) -> Float[Tensor, " n"]:
-        return self.to_eigen().values
+        return torch.linalg.eigvalsh(self.gram).clamp(min=0)
 
     def to_eigen(self) -> EigenState:
         """Return the eigenvalues of K. Cost: n^3."""
