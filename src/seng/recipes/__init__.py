@@ -11,6 +11,7 @@ from ..errors import choose
 from ..train.config import RunConfig
 from .char_gpt import char_gpt
 from .digits import digits
+from .fashion_autoencoder import fashion_autoencoder
 from .fashion_resnet import fashion_resnet
 
 Recipe = Callable[[str], RunConfig]
@@ -18,6 +19,7 @@ Recipe = Callable[[str], RunConfig]
 RECIPES: dict[str, Recipe] = {
     "digits": digits,
     "fashion-resnet": fashion_resnet,
+    "fashion-autoencoder": fashion_autoencoder,
     "char-gpt": char_gpt,
 }
 
@@ -36,4 +38,4 @@ def summary(name: str) -> str:
     return (RECIPES[name].__doc__ or "").splitlines()[0]
 
 
-__all__ = ["RECIPES", "build_recipe", "char_gpt", "digits", "fashion_resnet", "summary"]
+__all__ = ["RECIPES", "build_recipe", "char_gpt", "digits", "fashion_autoencoder", "fashion_resnet", "summary"]

@@ -11,7 +11,7 @@ from ..config import DataConfig
 from ..errors import ConfigError
 from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_batches, in_order, steps_per_epoch
 from .digits import DIGITS
-from .fashion import FASHION
+from .fashion import FASHION, FASHION_PICTURES
 from .mnist import MNIST
 from .prefetch import prefetched
 from .topics import TOPICS
@@ -19,6 +19,7 @@ from .topics import TOPICS
 DATASETS: dict[str, Source] = {
     "digits": DIGITS,
     "fashion-mnist": FASHION,
+    "fashion-pictures": FASHION_PICTURES,
     "mnist": MNIST,
     "python-topics": TOPICS,
 }
