@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seng import Preconditioner, plan, verify
+from seng import Exponential, Preconditioner, plan, verify
 from seng.errors import MemoryBudgetError, ModelError, OptionError, OrderError
+from seng.preflight import COLUMNS
 from seng.sketch import Sketch
+from seng.solve import CholeskyState, DirectState, EigenState, SolveState
 
 N = 16
+PRINTED = 0.005  # largest rounding of a share as printed, in percent
 HELD = 0.1  # share by which planned and held bytes may differ: eigenvalues and 0-d tensors are left out
 
 
@@ -219,6 +223,9 @@ def test_questions_refuse_what_training_refuses(question: str):
         asked(_net(), lambda: None, excluded=["0"])
     with pytest.raises(OptionError, match=f"{call}: a selector of exclude matches no module"):
         asked(_net(), lambda: None, exclude=["9"])
+    for option in ("estimator", "sketch", "distributed"):
+        with pytest.raises(OptionError, match=f"{call}: unknown {option}: .* got 'loca'"):
+            asked(_net(), lambda: None, **{option: "loca"})
 
 
 # -- plan ---------------------------------------------------------------------------------------------------------
@@ -301,13 +308,83 @@ def test_plan_takes_inputs_as_the_model_does(form: str):
 def test_plan_reads_as_a_table():
     planned = plan(_net(), _images(), refresh_every=7)
     lines = str(planned).splitlines()
-    assert lines[0].split() == ["block", "kind", "parameters", "estimator", "MiB", "refresh", "apply", "why"]
-    assert [line.split()[0] for line in lines[1:6]] == ["0", "1", "5", "6", "7"]
-    assert "every 7:" in lines[-1]
+    assert tuple(lines[0].split()) == COLUMNS
+    layers = ["Conv2d", "BatchNorm2d", "Linear", "LayerNorm", "Linear"]
+    assert [line.split()[:2] for line in lines[1:6]] == [list(pair) for pair in zip("01567", layers, strict=True)]
+    assert "n 16, s 9, 9 -> 2, 2 groups" in lines[1]
+    assert "n 16, p 8" in lines[2]
+    assert f"MiB of curvature, {planned.nbytes / planned.parameter_bytes:.2f} times the parameters" in lines[-2]
+    assert f"every 7: {planned.share(7):.1%}" in lines[-1]
     assert planned.share(1) > planned.share(10) > planned.share(100) > 0
     assert planned.share() == planned.share(7)
     mixed = str(plan(nn.Sequential(nn.Linear(3, 3), nn.PReLU()), torch.randn(N, 3)))
     assert "1.weight  passes through: PReLU is not supported" in mixed
+
+
+def test_plan_shares_add_up():
+    planned = plan(_net(), _images(), refresh_every=7)
+    assert planned.parameter_bytes == sum(p.numel() * p.element_size() for p in _net().parameters())
+    assert list(planned.shares((100, 1))) == [1, 7, 100]
+    told = json.loads(json.dumps(planned.to_dict((1, 100))))
+    assert told["shares"].keys() == {"1", "7", "100"}
+    for interval, share in told["shares"].items():
+        work = sum(row["apply_flops"] + row["refresh_flops"] / int(interval) for row in told["rows"])
+        assert share == pytest.approx(work / sum(row["backward_flops"] for row in told["rows"]))
+    assert told["nbytes"] == sum(row["nbytes"] for row in told["rows"])
+    assert [row["name"] for row in told["rows"]] == list("01567")
+    assert told["rows"][0]["dimensions"] == {"n": N, "s": 9, "c": 2, "d_in": 9, "d_out": 2}
+    cells = planned.cells()
+    refreshes = sum(float(cell[COLUMNS.index("refresh")].rstrip("%")) for cell in cells)
+    assert refreshes == pytest.approx(100 * (planned.share(1) - planned.share(10)) / 0.9, abs=PRINTED * len(cells))
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"positions": "expand"}, {"ema": 0.5}], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_plan_needs_shapes_alone(case: str, options: dict[str, Any]):
+    make, batch = CASES[case]
+    assert plan(make().to("meta"), batch().to("meta"), **options) == plan(make(), batch(), **options)
+
+
+def test_plan_names_what_the_inputs_do_not_reach():
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2)})
+    model.forward = lambda x: model["used"](x)
+    planned = plan(model, torch.randn(N, 3))
+    assert planned.unused == ("idle",)
+    assert "idle  is not reached by these inputs" in str(planned)
+    model.forward = lambda x: x
+    with pytest.raises(OrderError, match=r"plan\(\): no layer was reached"):
+        plan(model, torch.randn(N, 3))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mixed"])
+def test_plan_knows_reweighted_layers(kind: str):
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 50), nn.Tanh(), nn.LayerNorm(50) if kind == "mixed" else nn.Linear(50, 50))
+
+    options: dict[str, Any] = {
+        "reweight": True, "power": 1.0, "estimator": "exact", "refresh_every": 1, "curvature_batch": "current",
+        "distributed": "none",
+    }  # fmt: skip
+    x = torch.randn(N, 6)
+    planned, pre = plan(net(), x, **options), _trained(net(), x, **options)
+    assert {row.name: row.choice for row in planned.rows} == pre._choices
+    assert planned.rows[0].choice.reason == "takes the place of the weight gradient"
+
+
+SOLVERS: dict[str, type[SolveState]] = {"eigen": EigenState, "cholesky": CholeskyState, "direct": DirectState}
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("order", ["current", "previous"])
+@pytest.mark.parametrize("damping", [0.1, Exponential(0.1, 0.9, every=5)], ids=["fixed", "schedule"])
+@pytest.mark.parametrize("estimator", ["exact", "truncated", "paper-code"])
+def test_plan_knows_how_the_system_is_solved(estimator: str, damping: Any, order: str, every: int):
+    options = {
+        "estimator": estimator, "damping": damping, "curvature_batch": order, "refresh_every": every, "power": 1.0,
+    }  # fmt: skip
+    model, x = nn.Linear(3, 20), torch.randn(N, 3)
+    planned, pre = plan(model, x, **options), _trained(model, x, **options)
+    assert isinstance(pre._curvature[""].state, SOLVERS[planned.rows[0].choice.solver])
 
 
 def test_plan_obeys_the_budget_or_says_what_it_needs():

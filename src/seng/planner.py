@@ -5,7 +5,7 @@ Legend: n samples, s positions, c groups, d_in and d_out features of a group, p 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .config import Options
@@ -17,7 +17,8 @@ from .types import Choice, LayerIO, Lookup, Product, parameters_of
 PAPER_LIMIT = 700_000  # parameters above which the paper treats a layer implicitly
 EXACT_LIMIT = 2**28  # bytes of one block's curvature beyond which "auto" sketches
 REFRESH_SHARE = 40.0  # flops of a refresh, in backward passes of the block, beyond which "auto" sketches
-EIGEN_FLOPS = 10.0  # flops of an eigendecomposition, in n^3
+# flops of what a refresh makes of K, in n^3
+SOLVE_FLOPS: dict[str, float] = {"eigen": 10.0, "cholesky": 1 / 3, "direct": 2 / 3}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,19 @@ class Size:
         if isinstance(io, Lookup):
             return Size("lookup", io.n, p, 1, io.g.shape[1], 1, io.g.shape[2], itemsize)
         return Size("rows", io.n, p, itemsize=itemsize)
+
+    @property
+    def shape(self) -> str:
+        """What crosses the layer: samples n, positions s, features in and out of a group; or parameters p."""
+        if self.members:
+            return " + ".join(member.shape for member in self.members)
+        if self.kind == "rows":
+            return f"n {self.n}, p {self.p}"
+        sides = (
+            f"{self.p // self.d_out} rows of {self.d_out}" if self.kind == "lookup" else f"{self.d_in} -> {self.d_out}"
+        )
+        groups = f", {self.c} groups" if self.c > 1 else ""
+        return f"n {self.n}, s {self.s}, {sides}{groups}"
 
     @property
     def backward_flops(self) -> float:
@@ -145,7 +159,7 @@ def _costed(
     columns: int | None = None,
 ) -> Choice:
     k = columns or size.n
-    solve = EIGEN_FLOPS * k**3
+    solve = SOLVE_FLOPS[choice.solver] * k**3
     nbytes = int((elements + k * k) * size.itemsize)
     return replace(choice, nbytes=nbytes, refresh_flops=gram + solve, apply_flops=apply * memory_bound + 4.0 * k * k)
 
@@ -189,6 +203,7 @@ def choose_block(size: Size, options: Options, interval: int) -> Choice:
     """
     if size.members:
         kept = Choice("operator", options.rank, options.sketch, options.sketch_size)
+        kept = replace(kept, solver=solver_for("operator", options, interval))
         return tied_cost(size, replace(kept, reason="modules share a parameter"))
     choice = _choose_single(size, options, interval)
     if options.ema > 0:  # merged curvature is kept as columns, whatever each batch gives
@@ -202,7 +217,8 @@ def _choose_single(size: Size, options: Options, interval: int) -> Choice:
     above = size.p > (PAPER_LIMIT if limit is None else limit)
     base = Choice("", options.rank, options.sketch, options.sketch_size, implicit=above and size.kind == "product")
     names = [name for name in CANDIDATES[options.estimator] if _fits(name, size)]
-    costed = {name: COSTS[name](size, replace(base, estimator=name)) for name in names}
+    solvers = {name: solver_for(name, options, interval) for name in names}
+    costed = {name: COSTS[name](size, replace(base, estimator=name, solver=solvers[name])) for name in names}
 
     def work(choice: Choice) -> float:
         return choice.apply_flops + choice.refresh_flops / interval
@@ -213,15 +229,36 @@ def _choose_single(size: Size, options: Options, interval: int) -> Choice:
     best = min(exact, key=work)
     if "implicit" not in costed:
         return replace(best, reason="least work of the exact forms")
+    excess = _excess(size, best, limit)
+    if excess is None:
+        return replace(best, reason="exact is affordable")
+    if work(costed["implicit"]) < work(best):
+        return replace(costed["implicit"], reason=excess)
+    return replace(best, reason=f"{excess}, but a sketch is more work")
+
+
+def _excess(size: Size, exact: Choice, limit: int | None) -> str | None:
+    """Say why a layer is too large for its cheapest exact form, or return None where it is not."""
     if limit is not None:
-        too_large = size.p > limit and size.kind == "product"
-        reason = f"above {limit:,} parameters"
-    else:
-        too_large = best.nbytes > EXACT_LIMIT or best.refresh_flops > REFRESH_SHARE * size.backward_flops
-        reason = "exact would cost too much memory or time"
-    if too_large and work(costed["implicit"]) < work(best):
-        return replace(costed["implicit"], reason=reason)
-    return replace(best, reason="exact is affordable")
+        return f"above {limit:,} parameters" if size.p > limit and size.kind == "product" else None
+    if exact.nbytes > EXACT_LIMIT:
+        return f"exact would hold {exact.nbytes / 2**20:,.0f} MiB"
+    passes = exact.refresh_flops / size.backward_flops
+    return f"exact would refresh in {passes:,.0f} backward passes" if passes > REFRESH_SHARE else None
+
+
+def solver_for(estimator: str, options: Options, interval: int) -> str:
+    """Return what a refresh makes of K: eigenvalues, or less where power is 1 and the damping stays while it serves."""
+    steady = not callable(options.damping) or interval == 1 or estimator == "paper-code"
+    if options.power != 1.0 or not steady or estimator == "truncated" or options.ema > 0:
+        return "eigen"
+    return "direct" if options.curvature_batch == "current" and interval == 1 else "cholesky"
+
+
+def reweighted_choice(size: Size, options: Options) -> Choice:
+    """Cost of a layer whose direction takes the place of its weight gradient, which backward leaves out."""
+    kept = operator_cost(size, Choice("operator", options.rank, options.sketch, options.sketch_size, solver="direct"))
+    return replace(kept, apply_flops=4.0 * size.n**2, reason="takes the place of the weight gradient")
 
 
 def _fits(name: str, size: Size) -> bool:
@@ -230,19 +267,26 @@ def _fits(name: str, size: Size) -> bool:
     return name != "rows" or size.kind == "product"
 
 
-def choose_all(sizes: Mapping[str, Size], options: Options, interval: int, call: str) -> dict[str, Choice]:
+def choose_all(
+    sizes: Mapping[str, Size], options: Options, interval: int, call: str, reweighted: Collection[str] = ()
+) -> dict[str, Choice]:
     """Return a choice for every block, within the memory budget where there is one.
 
-    Blocks are moved, largest first, to the form that holds least until the budget is met.
+    Blocks are moved, largest first, to the form that holds least until the budget is met; those named in
+    ``reweighted`` stay, since the columns of their U have to be the samples.
 
     Raises:
         MemoryBudgetError: Even the smallest forms need more.
     """
-    choices = {name: choose_block(size, options, interval) for name, size in sizes.items()}
+    choices = {
+        name: reweighted_choice(size, options) if name in reweighted else choose_block(size, options, interval)
+        for name, size in sizes.items()
+    }
     budget = options.memory_budget
     if budget is None:
         return choices
-    for name in sorted(choices, key=lambda name: -choices[name].nbytes):
+    movable = [name for name in choices if name not in reweighted]
+    for name in sorted(movable, key=lambda name: -choices[name].nbytes):
         if total_bytes(choices) <= budget:
             break
         smaller = _smallest(sizes[name], options, choices[name])

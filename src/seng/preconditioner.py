@@ -243,9 +243,7 @@ class Preconditioner:
         }
         interval = self.options.interval_at(self._step)
         if self._planned_for != (sizes, interval):
-            self._choices = choose_all(sizes, self.options, interval, "step()")
-            for name in self._reweighted & self._choices.keys():  # the columns of U have to be the samples
-                self._choices[name] = replace(self._choices[name], estimator="operator", reason="reweighted")
+            self._choices = choose_all(sizes, self.options, interval, "step()", self._reweighted)
             self._planned_for = (sizes, interval)
         return parts
 

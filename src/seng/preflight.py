@@ -9,72 +9,152 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import lay_out, unwrap
-from .capture import Capture
+from .blocks import Block, Layout, lay_out, reweightable, unwrap
+from .capture import Capture, Watched
 from .config import Options
 from .curvature import as_captured, block_io
+from .distributed import strategy_for
 from .errors import OrderError
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
 
 ROUNDINGS = 1e3  # of the captured dtype that sums over samples and positions may add up to
 HALF_ROUNDINGS = 16  # the same in half precision, whose products are accumulated in float32 and rounded a few times
+INTERVALS = (1, 10, 100, 200, 1000)  # steps between refreshes at which costs are told
+COLUMNS = ("name", "layer", "shape", "parameters", "estimator", "MiB", "refresh", "apply", "why")
 NEGLIGIBLE = 1e-3  # share of the whole gradient below which a block's own size stops being the unit of its error
 
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One block of a plan: its shape on the given inputs and how its curvature will be kept."""
+    """One block of a plan: its shape on the given inputs and how its curvature will be kept.
+
+    Args:
+        name: Qualified name of the block's first module.
+        layer: Type of its modules, as ``Conv2d``; with " + " between those that share a parameter.
+        size: Its shape.
+        choice: The form of its curvature, with bytes and flops.
+    """
 
     name: str
+    layer: str
     size: Size
     choice: Choice
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain values: flops and bytes, not shares."""
+        size, choice = self.size, self.choice
+        dimensions = {key: getattr(size, key) for key in ("n", "s", "c", "d_in", "d_out")}
+        costs = {key: getattr(choice, key) for key in ("nbytes", "refresh_flops", "apply_flops")}
+        return {
+            "name": self.name,
+            "layer": self.layer,
+            "kind": size.kind,
+            "shape": size.shape,
+            "dimensions": dimensions,
+            "parameters": size.p,
+            "estimator": choice.estimator,
+            "reason": choice.reason,
+            "solver": choice.solver,
+            "backward_flops": size.backward_flops,
+            **costs,
+        }
 
 
 @dataclass(frozen=True)
 class Plan:
     """What the curvature of a model will hold and cost.
 
+    Flops are multiplications and additions; products that are bound by memory count with the flops that would take as
+    long. Shares are of the backward pass of all layers in ``rows``: attention products, activations and the like come
+    on top of it and are not counted.
+
     Args:
         rows: One a block.
         interval: Steps between refreshes.
+        unused: Blocks the inputs did not reach.
         passed_through: Reason by name of each parameter that is not preconditioned.
+        parameter_bytes: Bytes of the model's parameters.
     """
 
     rows: tuple[PlanRow, ...]
     interval: int
+    unused: tuple[str, ...]
     passed_through: dict[str, str]
+    parameter_bytes: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of held curvature."""
         return sum(row.choice.nbytes for row in self.rows)
 
+    @property
+    def backward_flops(self) -> float:
+        """Flops of the backward pass of all blocks."""
+        return sum(row.size.backward_flops for row in self.rows)
+
     def share(self, interval: int | None = None) -> float:
         """Return the flops of refreshes and applications a step, as a share of the backward pass."""
         steps = interval or self.interval
-        work = sum(row.choice.apply_flops + row.choice.refresh_flops / steps for row in self.rows)
-        return work / sum(row.size.backward_flops for row in self.rows)
+        return sum(row.choice.apply_flops + row.choice.refresh_flops / steps for row in self.rows) / self.backward_flops
+
+    def shares(self, intervals: Sequence[int] = INTERVALS) -> dict[int, float]:
+        """Return the share at several intervals and at the plan's own, by interval, ascending."""
+        return {interval: self.share(interval) for interval in sorted({*intervals, self.interval})}
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the table as text: a row of ``COLUMNS`` for every block."""
+        return [
+            (
+                row.name,
+                row.layer,
+                row.size.shape,
+                f"{row.size.p:,}",
+                row.choice.estimator,
+                f"{row.choice.nbytes / 2**20:,.2f}",
+                f"{row.choice.refresh_flops / self.backward_flops:.2%}",
+                f"{row.choice.apply_flops / self.backward_flops:.2%}",
+                row.choice.reason,
+            )
+            for row in self.rows
+        ]
+
+    def remarks(self) -> list[str]:
+        """Return what is not in the table, and why, a line each."""
+        lines = [f"{name}  is not reached by these inputs" for name in self.unused]
+        return lines + [f"{name}  passes through: {why}" for name, why in self.passed_through.items()]
+
+    def totals(self, intervals: Sequence[int] = INTERVALS) -> list[str]:
+        """Return what the whole table adds up to, in sentences."""
+        ratio = self.nbytes / self.parameter_bytes
+        lines = [f"{self.nbytes / 2**20:,.2f} MiB of curvature, {ratio:.2f} times the parameters"]
+        shares = ", ".join(f"every {interval}: {share:.1%}" for interval, share in self.shares(intervals).items())
+        return [*lines, f"flops as a share of the backward pass, refreshed {shares}"]
+
+    def to_dict(self, intervals: Sequence[int] = INTERVALS) -> dict[str, Any]:
+        """Return the plan as plain values, ready for JSON."""
+        return {
+            "rows": [row.to_dict() for row in self.rows],
+            "unused": list(self.unused),
+            "passed_through": self.passed_through,
+            "interval": self.interval,
+            "nbytes": self.nbytes,
+            "parameter_bytes": self.parameter_bytes,
+            "backward_flops": self.backward_flops,
+            "shares": {str(interval): share for interval, share in self.shares(intervals).items()},
+        }
 
     def __str__(self) -> str:
-        head = ("block", "kind", "parameters", "estimator", "MiB", "refresh", "apply", "why")
-        table: list[tuple[str, ...]] = [head]
-        for row in self.rows:
-            backward, choice = row.size.backward_flops, row.choice
-            cost = (f"{choice.refresh_flops / backward:.2f}x", f"{choice.apply_flops / backward:.2f}x")
-            mib = f"{choice.nbytes / 2**20:.2f}"
-            table.append((row.name, row.size.kind, f"{row.size.p:,}", choice.estimator, mib, *cost, choice.reason))
-        widths = [max(len(line[k]) for line in table) for k in range(len(head))]
+        table = [COLUMNS, *self.cells()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
-        lines += [f"{name}  passes through: {why}" for name, why in self.passed_through.items()]
-        totals = ", ".join(f"every {k}: {self.share(k):.2f}x" for k in sorted({1, 10, 100, self.interval}))
-        return "\n".join([*lines, f"{self.nbytes / 2**20:.2f} MiB held; of the backward pass, refreshed {totals}"])
+        return "\n".join([line.rstrip() for line in lines] + self.remarks() + self.totals())
 
 
 def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], **options: Any) -> Plan:
     """Return how the curvature of each block would be kept on a batch like ``inputs``, and what it costs.
 
-    Flops and bytes follow from shapes; the unit is the backward pass of the block itself.
+    Shapes are all that counts: with model and inputs on ``torch.device("meta")`` nothing is computed or held.
 
     Args:
         model: The model.
@@ -83,15 +163,47 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
 
     Raises:
         OptionError, ModelError, MemoryBudgetError: As for ``seng.SENG``.
+        OrderError: The inputs reach none of the layers.
 
     Cost: one forward pass.
     """
-    chosen = Options.build("plan()", options)
-    require_known(chosen, "plan()")
+    chosen = _options("plan()", options)
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
+    layers = _forward(model, inputs, layout)
+    sizes = {
+        name: Size.of_block([io for io, _ in block_io(block, layers)], chosen, block.compute_dtype.itemsize)
+        for name, block in layout.blocks.items()
+        if any(entry.name in layers for entry, _ in block.members)
+    }
+    if not sizes:
+        raise OrderError(
+            "plan()", "no layer was reached", expected="inputs that the supported layers read", got=list(layout.blocks),
+            fix="Pass a batch as training does",
+        )  # fmt: skip
+    interval = chosen.interval_at(0, "plan()")
+    choices = choose_all(sizes, chosen, interval, "plan()", reweightable(layout) if chosen.reweight else ())
+    rows = tuple(PlanRow(name, _types(layout.blocks[name]), size, choices[name]) for name, size in sizes.items())
+    unused = tuple(name for name in layout.blocks if name not in sizes)
+    return Plan(rows, interval, unused, layout.passed, sum(p.nbytes for p in model.parameters()))
+
+
+def _options(call: str, given: dict[str, Any]) -> Options:
+    """Return options that ``seng.SENG`` would take."""
+    options = Options.build(call, given)
+    require_known(options, call)
+    strategy_for(options.distributed, call)
+    return options
+
+
+def _types(block: Block) -> str:
+    return " + ".join(dict.fromkeys(type(entry.module).__name__ for entry, _ in block.members))
+
+
+def _forward(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerIO]:
+    """Run the model once and return what each layer would capture, zeros in place of output gradients."""
     captured: dict[str, list[LayerIO]] = {}
 
-    def hook_for(entry: Any) -> Callable[..., None]:
+    def hook_for(entry: Watched) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
             io = entry.function(module, x, torch.zeros_like(output), entry.wanted, module.training)
@@ -107,16 +219,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
     finally:
         for handle in handles:
             handle.remove()
-    layers = {name: join_uses(uses) for name, uses in captured.items()}
-    sizes = {
-        name: Size.of_block([io for io, _ in block_io(block, layers)], chosen, block.compute_dtype.itemsize)
-        for name, block in layout.blocks.items()
-        if any(entry.name in layers for entry, _ in block.members)
-    }
-    interval = chosen.interval_at(0, "plan()")
-    choices = choose_all(sizes, chosen, interval, "plan()")
-    rows = tuple(PlanRow(name, size, choices[name]) for name, size in sizes.items())
-    return Plan(rows, interval, layout.passed)
+    return {name: join_uses(uses) for name, uses in captured.items()}
 
 
 @dataclass(frozen=True)
@@ -166,7 +269,7 @@ def verify(model: nn.Module, loss_closure: Callable[[], Tensor], **options: Any)
 
     Cost: one training step and one weight-gradient product a layer.
     """
-    chosen = Options.build("verify()", options)
+    chosen = _options("verify()", options)
     layout = lay_out(unwrap(model, "verify()"), chosen, "verify()")
     members = [entry for block in layout.blocks.values() for entry, _ in block.members]
     capture = Capture(members, lambda: False)

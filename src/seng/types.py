@@ -213,6 +213,7 @@ class Choice:
         sketch: Key of ``seng.sketch.SKETCHES``.
         sketch_size: Rows the sketch keeps.
         implicit: Whether the block is above the paper's threshold for explicit treatment.
+        solver: What a refresh makes of K: "eigen", "cholesky" or "direct".
         nbytes: Bytes the held curvature takes.
         refresh_flops: Floating-point operations of a refresh.
         apply_flops: Floating-point operations of one preconditioned gradient.
@@ -224,6 +225,7 @@ class Choice:
     sketch: str = "uniform"
     sketch_size: int = 256
     implicit: bool = False
+    solver: str = "eigen"
     nbytes: int = 0
     refresh_flops: float = 0.0
     apply_flops: float = 0.0
