@@ -1,0 +1,114 @@
+"""Settings of the functional engine, validated once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any
+
+import torch
+
+from ..errors import OptionError, choose
+from .fishers import FISHERS
+from .ranks import RANKS
+from .solvers import SOLVERS
+
+MODES = {"relative": True, "absolute": False}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a direction is computed.
+
+    Args:
+        weights: Weight (> 0) of each term of the loss by name; terms left out weigh 1.
+        fisher: Name in ``seng.func.FISHERS``: what the rows are.
+        damping_mode: "relative": lambda = damping * trace(K) / n. "absolute": lambda = damping.
+        per_sample: Whether the residual function takes one sample. Otherwise it takes the whole batch.
+        solver: Name in ``seng.func.SOLVERS``: "exact", or a sketch in sample space.
+        rank: Columns (>= 1) of the sketch.
+        iterations: Most conjugate gradient steps (>= 0) that refine a Nystrom solution.
+        tolerance: Relative residual (> 0) at which those stop.
+        memory: Bytes that rows may take at a time; K, n x n numbers, comes on top. Rows that fit are held.
+        row_dtype: Precision of the rows; None: that of the parameters.
+        solve_dtype: Precision of K and of the solution.
+        distributed: Name in ``seng.func.RANKS``, or "auto": "joined" where several ranks run.
+        seed: Seed (>= 0) of every random draw.
+
+    Raises:
+        OptionError: A value is of the wrong type or out of range.
+    """
+
+    weights: Mapping[str, float] | None = None
+    fisher: str = "gauss_newton"
+    damping_mode: str = "relative"
+    per_sample: bool = True
+    solver: str = "exact"
+    rank: int = 256
+    iterations: int = 20
+    tolerance: float = 1e-6
+    memory: int = 2**30
+    row_dtype: torch.dtype | None = None
+    solve_dtype: torch.dtype = torch.float64
+    distributed: str = "auto"
+    seed: int = 0
+
+    @classmethod
+    def build(cls, call: str, given: dict[str, Any]) -> Settings:
+        """Return validated settings."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                fix = f"Did you mean {close[0]!r}" if close else "Remove it"
+                raise OptionError(call, "unknown option", expected="one of " + ", ".join(known), got=name, fix=fix)
+        settings = cls(**given)
+        settings.validate(call)
+        return settings
+
+    def with_(self, **changes: Any) -> Settings:
+        """Return a copy with some values replaced."""
+        return replace(self, **changes)
+
+    def validate(self, call: str) -> None:
+        """Raise OptionError at the first value that is out of range."""
+        choose(FISHERS, self.fisher, call=call, option="fisher")
+        choose(SOLVERS, self.solver, call=call, option="solver")
+        choose(MODES, self.damping_mode, call=call, option="damping_mode")
+        choose({"auto": None, **RANKS}, self.distributed, call=call, option="distributed")
+        for name, least in (("rank", 1), ("iterations", 0), ("memory", 1), ("seed", 0)):
+            value = getattr(self, name)
+            good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            require(call, name, value, good, f"an integer >= {least}")
+        require_number(call, "tolerance", self.tolerance, low=0.0, open_low=True)
+        require(call, "per_sample", self.per_sample, isinstance(self.per_sample, bool), "True or False")
+        for name in ("row_dtype", "solve_dtype"):
+            value = getattr(self, name)
+            good = value in (torch.float32, torch.float64) or (value is None and name == "row_dtype")
+            require(call, name, value, good, "torch.float32 or torch.float64")
+        good = self.weights is None or (
+            isinstance(self.weights, Mapping) and all(map(_positive, self.weights.values()))
+        )
+        require(call, "weights", self.weights, good, "positive numbers by name of a term, or None")
+
+
+def require(call: str, name: str, value: object, good: bool, expected: str) -> None:
+    """Raise OptionError unless the value is good."""
+    if not good:
+        raise OptionError(call, f"{name} out of range", expected=expected, got=value, fix=f"Pass {name} in range")
+
+
+def require_number(
+    call: str, name: str, value: Any, *, low: float, open_low: bool = False, below: float | None = None
+) -> None:
+    """Raise OptionError unless the value is a finite number >= low (> low if open), and < below if that is given."""
+    good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    good = good and (value > low if open_low else value >= low) and (below is None or value < below)
+    text = f"a number {'>' if open_low else '>='} {low:g}" + ("" if below is None else f" and < {below:g}")
+    require(call, name, value, good, text)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0

@@ -1,0 +1,189 @@
+"""The direction: d = argmin |J d - r|^2 + lambda |d - momentum * previous|^2, by an n x n system."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import OptionError, SengError
+from ..solve import FactorisationError
+from .config import Settings, require_number
+from .problem import Linearisation, Problem, problem_of
+from .solvers import SOLVERS, Damping, Solver
+from .trees import params_of
+
+
+class SingularError(SengError):
+    """K + lambda I could not be factorised."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is known about a direction.
+
+    Args:
+        loss: Loss of the batch.
+        losses: The same by term, weights included.
+        rows: Number n of rows.
+        trace: trace(K), the sum of the squared rows.
+        damping: lambda.
+        slope: g . d, by which the loss falls per unit of step length.
+        curvature: |J d|^2.
+        direction_norm: |d|.
+        solve_error: |(K + lambda I) c - rhs| / |rhs|: rounding where the solver is exact, an error estimate where it
+            is a sketch.
+        rungs: Jitters that failed before a factorisation held.
+    """
+
+    loss: float
+    losses: dict[str, float]
+    rows: int
+    trace: float
+    damping: float
+    slope: float
+    curvature: float
+    direction_norm: float
+    solve_error: float
+    rungs: int
+
+    def predicted(self, length: float) -> float:
+        """Return by how much the quadratic model falls over a step: length * g.d - length^2 |J d|^2 / 2."""
+        return length * self.slope - length**2 * self.curvature / 2
+
+
+def natural_gradient(
+    residual_fn: Any, params: Any, batch: Any, *, damping: float = 0.1, momentum: float = 0.0, previous: Any = None,
+    **settings: Any,
+) -> tuple[Any, Info]:  # fmt: skip
+    """Return the natural gradient of a loss over all parameters, and what is known about it.
+
+        d = s + J^T (K + lambda I)^-1 (r - J s),   K = J J^T,   s = momentum * previous,
+
+    which for s = 0 is (J^T J + lambda I)^-1 g. See the package for rows, terms and scales. Nothing is changed: a step
+    is ``params - length * d``.
+
+    Args:
+        residual_fn: ``(params, sample) -> tensor``, or a dict of such functions, one a term of the loss. A module comes
+            as a function of its inputs.
+        params: A module, a tensor, or nested dicts, lists and tuples of tensors, floating, of one dtype.
+        batch: Samples: a tree of tensors [n, ...]; a dict of such trees where ``residual_fn`` is a dict.
+        damping: Number >= 0, relative to the mean eigenvalue of K unless ``damping_mode="absolute"``.
+        momentum: Number >= 0 and < 1: how much of ``previous`` is kept where the rows say nothing.
+        previous: A direction as returned, or None.
+        **settings: See ``seng.func.Settings``.
+
+    Returns:
+        The direction, in the structure of ``params`` (a dict by name for a module), and its Info.
+
+    Raises:
+        OptionError: An argument is unknown or out of range.
+        BatchError: The batch does not fit, or outputs are not finite.
+        MemoryBudgetError: ``memory`` does not hold one sample's rows.
+        SingularError: K + lambda I could not be factorised.
+
+    Cost: with the exact solver n^2 p / 2 + n^3 / 3 multiply-adds, and n rows.
+    Source: Sherman, Morrison, Woodbury; Goldshlager, Abrahamsen, Lin (2024) for the momentum.
+
+    Example:
+        >>> x = torch.linspace(0, 1, 5, dtype=torch.float64)
+        >>> line = lambda w, xi: w[0] + w[1] * xi - (2 + 3 * xi)
+        >>> d, info = natural_gradient(line, torch.zeros(2, dtype=torch.float64), x, damping=1e-12)
+        >>> (-d).round(decimals=6)
+        tensor([2., 3.], dtype=torch.float64)
+    """
+    call = "natural_gradient()"
+    chosen = Settings.build(call, settings)
+    require_number(call, "damping", damping, low=0.0)
+    require_number(call, "momentum", momentum, low=0.0, below=1.0)
+    layout = params_of(params, call)
+    start = None
+    if previous is not None and momentum:
+        start = momentum * _flat(previous, layout.restore(layout.values()), call)
+    problem = problem_of(residual_fn, layout, batch, chosen, 0, call)
+    losses = problem.losses(layout.values())
+    d, info = direction(problem, losses, damping, start)
+    return layout.restore(layout.split(d)), info
+
+
+def direction(
+    problem: Problem, losses: Float[Tensor, " t"], damping: float, start: Float[Tensor, " p"] | None
+) -> tuple[Float[Tensor, " p"], Info]:
+    """Return the direction of a problem, flat, in the parameters' dtype.
+
+    Args:
+        problem: The loss and its parameters.
+        losses: Its losses by term at the parameters.
+        damping: As in the settings.
+        start: s, or None for zero.
+
+    Raises:
+        BatchError: Outputs are not finite.
+        SingularError: K + lambda I could not be factorised.
+    """
+    lin, settings = problem.linearise(), problem.settings
+    exact = settings.rank >= lin.rows.n
+    name = "exact" if exact else settings.solver
+    if damping == 0 and (name != "exact" or lin.rest is not None):
+        raise OptionError(
+            problem.call, "damping out of range", expected="a number > 0 with a sketch or a sampled Fisher",
+            got=damping, fix="Pass a damping > 0",
+        )  # fmt: skip
+    asked = Damping(damping, settings.damping_mode == "relative")
+    try:
+        solver = SOLVERS[name](lin.rows, asked, settings, problem.generator(name))
+    except FactorisationError as error:
+        raise SingularError(
+            problem.call, "the system has no solution", expected="K + lambda I positive definite", got=str(error),
+            fix="Raise damping",
+        ) from error  # fmt: skip
+    shift = _shift(lin, start, solver.damping)
+    rhs = lin.r if shift is None else lin.r - lin.rows.mv(shift).to(lin.r)
+    c = solver.solve(rhs)
+    d = lin.rows.rmv(c).to(problem.params.leaves[0].dtype)
+    d = d if shift is None else d + shift
+    return d, _info(problem, losses, lin, solver, rhs, c, d)
+
+
+def _shift(lin: Linearisation, start: Tensor | None, damping: float) -> Tensor | None:
+    """Return s: momentum, and rest / lambda where a part of the gradient lies outside of the rows."""
+    if lin.rest is None:
+        return start
+    return lin.rest / damping if start is None else lin.rest / damping + start
+
+
+def _info(
+    problem: Problem, losses: Tensor, lin: Linearisation, solver: Solver, rhs: Tensor, c: Tensor, d: Tensor
+) -> Info:
+    image = lin.rows.mv(d).to(c)
+    error = image + solver.damping * c - lin.r  # K c + lambda c - rhs, as J d = J s + K c
+    slope = torch.dot(lin.r, image)
+    if lin.rest is not None:
+        slope = slope + torch.dot(lin.rest, d).to(slope)
+    norms = [torch.dot(image, image), d.norm().to(c), error.norm() / rhs.norm().clamp(min=torch.finfo(c.dtype).tiny)]
+    numbers = torch.stack([losses.sum().to(c), slope, *norms]).tolist()
+    by_term = dict(zip((term.name for term in problem.terms), losses.tolist(), strict=True))
+    loss, slope, curvature, norm, error = numbers
+    return Info(loss, by_term, lin.rows.n, solver.trace, solver.damping, slope, curvature, norm, error, solver.rungs)
+
+
+def _flat(tree: Any, like: Any, call: str) -> Tensor:
+    """Return a direction as one vector.
+
+    Raises:
+        OptionError: It does not have the structure and shapes of the parameters.
+    """
+    got, expected = params_of(tree, call), params_of(like, call)
+    shapes = [[(name, *leaf.shape) for name, leaf in zip(x.names, x.leaves, strict=True)] for x in (got, expected)]
+    if shapes[0] != shapes[1]:
+        raise OptionError(
+            call,
+            "previous does not fit",
+            expected=str(shapes[1]),
+            got=shapes[0],
+            fix="Pass a direction of these params",
+        )
+    return torch.cat([leaf.reshape(-1) for leaf in got.values()])

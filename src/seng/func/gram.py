@@ -1,0 +1,110 @@
+"""K = J J^T in tiles, and its Cholesky factor in the place of K.
+
+Legend: n rows of all ranks, p parameters, lambda damping. The lower triangle of K is worked on; the upper one keeps a
+copy of K, so that a factorisation that fails can be tried again without making K again.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..solve import FactorisationError
+from ..solve.ladder import JITTERS
+from .rows import Rows
+
+BLOCK = 512  # columns factorised at a time: large enough for matrix products to dominate
+
+
+def gram(rows: Rows, dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
+    """Return K on the first rank (None elsewhere), without forming J where its rows are not held.
+
+    Cost: n^2 p / 2 multiply-adds over all ranks; rows that are not held are made once for every tile of all ranks.
+    """
+    bounds = [(piece.start, piece.stop) for piece in rows.pieces]
+    own = rows.own
+    k = rows.leaves[0].new_empty(own.stop - own.start, rows.n, dtype=dtype)
+    like = rows.leaves[0].new_empty(rows.params.size)
+    for column, other in rows.ranks.tiles(bounds, rows.tile, like):
+        right = other.to(dtype).mT
+        for j, (start, stop) in enumerate(bounds):
+            if own.start + start < column:
+                continue
+            left = right.mT if own.start + start == column else rows.tile(j).to(dtype)
+            k[start:stop, column : column + right.shape[1]] = left @ right
+    whole = rows.ranks.collect(k, rows.lengths)
+    return None if whole is None else mirror_(whole)
+
+
+def mirror_(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Copy the lower triangle over the upper one, block by block."""
+    n = len(k)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        k[start:stop, stop:] = k[stop:, start:stop].mT
+        corner = k[start:stop, start:stop]
+        corner.copy_(corner.tril() + corner.tril(-1).mT)
+    return k
+
+
+class InPlaceFactor:
+    """L with L L^T = K + lambda I (+ jitter), written over the lower triangle of K.
+
+    Args:
+        k: K, symmetric; overwritten.
+        damping: lambda >= 0.
+
+    Attributes:
+        rungs: How many jitters failed before one held.
+
+    Raises:
+        FactorisationError: K is not finite, or no jitter helps.
+
+    Cost: n^3 / 3 multiply-adds; scratch of n BLOCK numbers.
+    """
+
+    def __init__(self, k: Float[Tensor, "n n"], damping: float):
+        self.k, self.rungs = k, 0
+        diagonal = k.diagonal().clone()
+        mean = float(diagonal.mean())
+        if not torch.isfinite(diagonal.sum()):
+            raise FactorisationError("the Gram matrix is not finite")
+        rounding = len(k) * torch.finfo(k.dtype).eps
+        for jitter in (JITTERS[0], rounding, *JITTERS[1:]):
+            k.diagonal().copy_(diagonal + (damping + jitter * mean))
+            if cholesky_(k):
+                return
+            self.rungs += 1
+            mirror_(k.mT)  # the upper triangle still holds K
+        k.diagonal().copy_(diagonal)
+        raise FactorisationError("no jitter made the Gram matrix positive definite")
+
+    def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Return (K + lambda I)^-1 r. Cost: 2 n^2, without a copy of the factor."""
+        half = torch.linalg.solve_triangular(self.k, r[:, None], upper=False)
+        return torch.linalg.solve_triangular(self.k.mT, half, upper=True)[:, 0]
+
+
+def cholesky_(k: Float[Tensor, "n n"]) -> bool:
+    """Write the Cholesky factor over the lower triangle; return whether k is positive definite.
+
+    Left-looking in blocks of columns. What is above the diagonal stays, but for the diagonal blocks.
+
+    Source: Golub, Van Loan, "Matrix Computations", section 4.2.
+    """
+    n = len(k)
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        panel, left = k[start:, start:stop], k[start:, :start]
+        corner = panel[: stop - start]
+        above = corner.triu(1)
+        if start:
+            panel.addmm_(left, left[: stop - start].mT, alpha=-1)
+        factor, info = torch.linalg.cholesky_ex(corner)
+        corner.copy_(factor.tril() + above)
+        if int(info) != 0:
+            return False
+        below = panel[stop - start :]
+        below.copy_(torch.linalg.solve_triangular(factor, below.mT, upper=False).mT)
+    return True

@@ -1,0 +1,12 @@
+"""Solvers of (K + lambda I) c = r, exact or through a sketch. One file each; adding one is a line in the table."""
+
+from __future__ import annotations
+
+from .base import Damping, Solver
+from .exact import Exact
+from .gaussian import Gaussian
+from .nystrom import Nystrom
+
+__all__ = ["SOLVERS", "Damping", "Exact", "Gaussian", "Nystrom", "Solver"]
+
+SOLVERS: dict[str, type[Solver]] = {"exact": Exact, "nystrom": Nystrom, "gaussian": Gaussian}

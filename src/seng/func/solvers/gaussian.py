@@ -1,0 +1,42 @@
+"""Random mixtures of rows in place of the rows: sketch and solve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...sketch import gaussian
+from ..gram import InPlaceFactor
+from ..rows import Rows
+from .base import Damping, Solver, require_rows
+from .sketched import sketched
+
+if TYPE_CHECKING:
+    from ..config import Settings
+
+
+class Gaussian(Solver):
+    """c = S^T (S K S^T + lambda I)^-1 S r, with S [q, n] of independent N(0, 1/q) entries, E[S^T S] = I.
+
+    It minimises |S (J d - r)|^2 + lambda |d|^2, the least squares problem seen through S: cheap, but for q well below
+    the number of directions that matter the solution is rough, which ``solve_error`` says.
+
+    Cost: n p q + q^2 p multiply-adds and rows made once; (n + p + q) q numbers.
+    Source: PAPER section 2, in sample space; Johnson and Lindenstrauss (1984).
+    """
+
+    def __init__(self, rows: Rows, damping: Damping, settings: Settings, generator: torch.Generator):
+        scores = torch.ones(rows.n)
+        drawn = gaussian(rows.n, settings.rank, generator, scores).matrix
+        self._sketch = drawn.to(rows.leaves[0].device, settings.solve_dtype)
+        mixed, self.trace = sketched(rows, self._sketch)
+        require_rows(self.trace)
+        self.damping = damping.at(self.trace, rows.n)
+        self._factor, self._ranks = InPlaceFactor(mixed @ mixed.mT, self.damping), rows.ranks
+        self.rungs = self._factor.rungs
+
+    def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return self._ranks.first(self._sketch.mT @ self._factor.solve(self._sketch @ r))

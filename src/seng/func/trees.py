@@ -1,0 +1,129 @@
+"""Parameters and batches as trees of tensors; a module as a function of its parameters.
+
+A tree is a tensor, or nested dicts, lists and tuples of tensors. Parameters become a ``Params``: a tuple of leaves,
+and ``bind``, which gives the residual function its first argument back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map, tree_unflatten
+
+from ..errors import BatchError, OptionError
+
+Leaves = tuple[Tensor, ...]
+
+
+class BoundModule:
+    """A module with these parameters: what residual functions get as ``net`` where a module was given.
+
+    Args:
+        module: The module; buffers and frozen parameters are its own.
+        parameters: Values of its trainable parameters, by qualified name.
+    """
+
+    def __init__(self, module: nn.Module, parameters: dict[str, Tensor]):
+        self.module, self.parameters = module, parameters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return functional_call(self.module, self.parameters, args, kwargs)
+
+
+@dataclass(frozen=True)
+class Params:
+    """Parameters taken apart.
+
+    Args:
+        leaves: The tensors themselves, not copies: an accepted step writes into them.
+        names: A name for each leaf, for messages and states.
+        bind: Leaves to the first argument of the residual function.
+        restore: Leaves to the caller's structure; a module's are a dict by name.
+    """
+
+    leaves: Leaves
+    names: tuple[str, ...]
+    bind: Callable[[Sequence[Tensor]], Any]
+    restore: Callable[[Sequence[Tensor]], Any]
+
+    @property
+    def size(self) -> int:
+        """Number p of parameters."""
+        return sum(leaf.numel() for leaf in self.leaves)
+
+    def values(self, dtype: torch.dtype | None = None) -> Leaves:
+        """Return the leaves outside of any graph, cast where a dtype is given."""
+        return tuple(leaf.detach() if dtype is None else leaf.detach().to(dtype) for leaf in self.leaves)
+
+    def split(self, flat: Float[Tensor, "*batch p"]) -> Leaves:
+        """Return views of a flat vector in the leaves' shapes."""
+        parts = flat.split([leaf.numel() for leaf in self.leaves], -1)
+        return tuple(
+            part.unflatten(-1, leaf.shape) if leaf.dim() else part.squeeze(-1)
+            for part, leaf in zip(parts, self.leaves, strict=True)
+        )
+
+    def write(self, values: Sequence[Tensor]) -> None:
+        """Write values into the parameters in place."""
+        with torch.no_grad():
+            for leaf, value in zip(self.leaves, values, strict=True):
+                leaf.copy_(value)
+
+
+def params_of(params: Any, call: str) -> Params:
+    """Take parameters apart.
+
+    Raises:
+        OptionError: There is no tensor, or tensors are not floating, or of several dtypes or devices.
+    """
+    if isinstance(params, nn.Module):
+        named = {name: p for name, p in params.named_parameters() if p.requires_grad}
+        names, leaves = tuple(named), tuple(named.values())
+        bind: Callable[[Sequence[Tensor]], Any] = lambda values: BoundModule(  # noqa: E731
+            params, dict(zip(names, values, strict=True))
+        )
+        restore: Callable[[Sequence[Tensor]], Any] = lambda values: dict(zip(names, values, strict=True))  # noqa: E731
+    else:
+        paths, structure = tree_flatten_with_path(params)
+        names, leaves = tuple(keystr(path) for path, _ in paths), tuple(leaf for _, leaf in paths)
+        bind = restore = lambda values: tree_unflatten(list(values), structure)
+    kinds = {(leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves}
+    if len(kinds) != 1 or not all(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves):
+        raise OptionError(
+            call, "params cannot be used", expected="trainable floating tensors of one dtype on one device",
+            got=sorted(map(str, kinds)), fix="Pass a module, a tensor, or nested dicts, lists and tuples of tensors",
+        )  # fmt: skip
+    return Params(leaves, names, bind, restore)
+
+
+def count_samples(samples: Any, call: str, name: str) -> int:
+    """Return the common length of all leaves of a batch.
+
+    Raises:
+        BatchError: A leaf is no tensor, or lengths differ, or there is no sample.
+    """
+    leaves, _ = tree_flatten(samples)
+    lengths = {leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() else None for leaf in leaves}
+    if len(lengths) != 1 or None in lengths or 0 in lengths:
+        raise BatchError(
+            call, f"batch of {name!r} cannot be used", expected="tensors with the same number (>= 1) of samples first",
+            got=[list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves],
+            fix="Give every tensor a sample dimension; close over constants in the residual function",
+        )  # fmt: skip
+    return next(length for length in lengths if length is not None)
+
+
+def take(samples: Any, start: int, stop: int) -> Any:
+    """Return the samples start..stop of a batch."""
+    return tree_map(lambda leaf: leaf[start:stop], samples)
+
+
+def cast(samples: Any, dtype: torch.dtype) -> Any:
+    """Return a batch with its floating tensors in another dtype."""
+    return tree_map(lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, samples)

@@ -1,0 +1,242 @@
+"""Rows and directions equal the dense float64 reference, however they are computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
+
+from seng.errors import MemoryBudgetError, OptionError
+from seng.func import Info, SingularError, natural_gradient
+from seng.func.rows import COPIES
+
+from .problems import RESIDUALS, unbatched
+from .reference import DTYPE, dense, draw, flat, network, parameters
+
+EXACT = 1e-9  # float64, another order of sums, systems of condition up to 1e6
+TINY = 1e-12  # the same numbers, well conditioned
+N, DAMPING = 6, 1e-4
+NET = network()
+P = sum(p.numel() for p in NET.parameters())
+ROW = P * DTYPE.itemsize
+TIGHT = COPIES * 2 * ROW  # memory for two rows a tile
+
+each_residual = pytest.mark.parametrize("name", RESIDUALS)
+
+
+def both(name: str, **options: Any) -> tuple[Tensor, Info]:
+    d, info = natural_gradient(RESIDUALS[name].ours, NET, draw(N, 2), damping=DAMPING, **options)
+    return flat(d), info
+
+
+def assert_close(got: Tensor, expected: Tensor, tolerance: float = EXACT) -> None:
+    assert torch.linalg.norm(got - expected) <= tolerance * torch.linalg.norm(expected)
+
+
+@each_residual
+@pytest.mark.parametrize("mode", ["absolute", "relative"])
+def test_direction_matches_dense_reference(name: str, mode: str) -> None:
+    reference = dense({"r": RESIDUALS[name].theirs(NET)}, {"r": draw(N, 2)}, parameters(NET))
+    damping = DAMPING if mode == "absolute" else reference.damping(DAMPING)
+    got, info = both(name, damping_mode=mode)
+    assert_close(got, reference.direction(damping))
+    assert info.damping == pytest.approx(damping, rel=TINY)
+    assert info.loss == pytest.approx(reference.loss, rel=TINY)
+    assert info.slope == pytest.approx(float(reference.gradient @ got), rel=EXACT)
+    assert info.curvature == pytest.approx(float((reference.j @ got).square().sum()), rel=EXACT)
+    assert info.solve_error < EXACT
+    assert info.rungs == 0
+
+
+@each_residual
+@pytest.mark.parametrize("memory", [TIGHT, 2**30])
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_direction_is_the_same_in_chunks(name: str, memory: int, per_sample: bool) -> None:
+    if name == "first" and memory == TIGHT and per_sample:
+        memory *= 2  # a sample has two rows here
+    fn = RESIDUALS[name].ours if per_sample else unbatched(RESIDUALS[name].ours)
+    got = flat(natural_gradient(fn, NET, draw(N, 2), damping=DAMPING, memory=memory, per_sample=per_sample)[0])
+    assert_close(got, both(name)[0])
+
+
+def test_direction_sums_weighted_terms() -> None:
+    weights = {"second": 3.0, "value": 0.5}
+    batch = {"second": draw(N, 2), "value": draw(4, 2, seed=1)}
+    functions = {name: RESIDUALS[name].ours for name in weights}
+    reference = dense({name: RESIDUALS[name].theirs(NET) for name in weights}, batch, parameters(NET), weights)
+    for memory in (TIGHT, 2**30):
+        d, info = natural_gradient(
+            functions, NET, batch, damping=DAMPING, weights=weights, damping_mode="absolute", memory=memory
+        )
+        assert_close(flat(d), reference.direction(DAMPING))
+        assert sum(info.losses.values()) == pytest.approx(reference.loss, rel=TINY)
+        assert info.rows == N + 4
+    halves = {
+        name: dense({name: RESIDUALS[name].theirs(NET)}, batch, parameters(NET), weights).loss for name in weights
+    }
+    assert info.losses == pytest.approx(halves, rel=TINY)
+
+
+@pytest.mark.parametrize("memory", [TIGHT, 2**30])
+def test_momentum_minimises_its_least_squares_problem(memory: int) -> None:
+    reference = dense({"r": RESIDUALS["second"].theirs(NET)}, {"r": draw(N, 2)}, parameters(NET))
+    previous = draw(P, seed=5)
+    tree = dict(zip(dict(NET.named_parameters()), _split(previous), strict=True))
+    d, info = natural_gradient(
+        RESIDUALS["second"].ours, NET, draw(N, 2), damping=DAMPING, damping_mode="absolute", momentum=0.7,
+        previous=tree, memory=memory,
+    )  # fmt: skip
+    assert_close(flat(d), reference.direction(DAMPING, 0.7 * previous))
+    assert info.solve_error < EXACT
+
+
+def _split(vector: Tensor) -> list[Tensor]:
+    parts = vector.split([p.numel() for p in NET.parameters()])
+    return [part.view_as(p) for part, p in zip(parts, NET.parameters(), strict=True)]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 5), st.booleans(), st.integers(0, 100))
+def test_direction_of_linear_models_of_any_shape(n: int, width: int, inputs: int, tight: bool, seed: int) -> None:
+    x, w = draw(n, inputs, seed=seed), draw(width, inputs, seed=seed + 1)
+    memory = COPIES * width * w.numel() * DTYPE.itemsize if tight else 2**30
+    d, info = natural_gradient(lambda w, xi: w @ xi - 1, w, x, damping=0.3, damping_mode="absolute", memory=memory)
+    params = [w.clone().requires_grad_()]
+    reference = dense({"r": lambda xi: params[0] @ xi - 1}, {"r": x}, params)
+    assert d.shape == w.shape
+    assert_close(d.reshape(-1), reference.direction(0.3))
+    assert info.rows == n * width
+
+
+def test_order_of_samples_does_not_matter() -> None:
+    x = draw(N, 2)
+    d = [flat(natural_gradient(RESIDUALS["second"].ours, NET, b, damping=DAMPING)[0]) for b in (x, x.flip(0))]
+    assert_close(d[0], d[1])
+
+
+def test_relative_damping_is_blind_to_the_scale_of_residuals() -> None:
+    ours = RESIDUALS["second"].ours
+    d, _ = natural_gradient(lambda u, x: 1e3 * ours(u, x), NET, draw(N, 2), damping=DAMPING)
+    assert_close(flat(d), both("second")[0])
+
+
+def test_large_damping_gives_the_gradient() -> None:
+    reference = dense({"r": RESIDUALS["second"].theirs(NET)}, {"r": draw(N, 2)}, parameters(NET))
+    huge = 1e12  # |F| / huge is below the tolerance
+    d, info = natural_gradient(RESIDUALS["second"].ours, NET, draw(N, 2), damping=huge, damping_mode="absolute")
+    assert_close(huge * flat(d), reference.gradient)
+    assert info.damping == huge
+
+
+def test_direction_of_a_linear_problem_solves_it() -> None:
+    a, w = draw(6, 4), draw(4, seed=1)
+    target = a @ draw(4, seed=2)
+    d, info = natural_gradient(lambda w, s: s[0] @ w - s[1], w, (a, target), damping=0.0)
+    assert torch.linalg.norm(a @ (w - d) - target) < 1e-5  # K is singular here: the first jitter is n eps of its mean
+    assert info.predicted(1.0) == pytest.approx(info.loss, rel=1e-6)
+    assert info.predicted(0.0) == 0
+
+
+def test_singular_gram_at_damping_zero_takes_the_ladder() -> None:
+    x = draw(3, 2).repeat(2, 1)  # every row twice
+    d, info = natural_gradient(RESIDUALS["value"].ours, NET, x, damping=0.0)
+    assert flat(d).isfinite().all()
+    assert info.rungs >= 1
+    pseudo = dense({"r": RESIDUALS["value"].theirs(NET)}, {"r": x}, parameters(NET))
+    expected = torch.linalg.pinv(pseudo.j, rtol=1e-10) @ pseudo.r
+    assert_close(flat(d), expected, 1e-5)  # jitter over the smallest eigenvalue of the three different rows
+
+
+def test_structures_of_parameters_come_back() -> None:
+    x = draw(5)
+    trees: list[tuple[Any, Any]] = [
+        ({"a": torch.tensor(1.0, dtype=DTYPE), "b": [draw(2), draw(1, 2)]}, lambda q, s: q["a"] * s + q["b"][0][1]),
+        ((draw(3),), lambda q, s: q[0].sum() * s - 1),
+        (draw(2, 2), lambda q, s: q[0, 1] * s - 1),
+    ]
+    for tree, fn in trees:
+        d, _ = natural_gradient(fn, tree, x)
+        assert tree_structure(d) == tree_structure(tree)
+        same = tree_map(lambda p, q: p.shape == q.shape and p.dtype == q.dtype, d, tree)
+        assert all(tree_leaves(same))
+
+
+def test_unused_parameters_do_not_move() -> None:
+    tree = {"used": draw(2), "unused": draw(3)}
+    for per_sample in (True, False):
+        d, _ = natural_gradient(lambda q, s: q["used"].sum() * s - 1, tree, draw(4), per_sample=per_sample)
+        assert torch.equal(d["unused"], torch.zeros(3, dtype=DTYPE))
+        assert d["used"].abs().min() > 0
+
+
+def test_frozen_parameters_of_a_module_are_left_out() -> None:
+    net = network()
+    net[0].requires_grad_(False)
+    d, _ = natural_gradient(RESIDUALS["second"].ours, net, draw(N, 2), damping=DAMPING, damping_mode="absolute")
+    assert set(d) == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    reference = dense({"r": RESIDUALS["second"].theirs(net)}, {"r": draw(N, 2)}, parameters(net))
+    assert_close(flat(d), reference.direction(DAMPING))
+
+
+def test_pure_function_leaves_everything_as_it_was() -> None:
+    net = network()
+    before = flat(net.parameters())
+    natural_gradient(RESIDUALS["second"].ours, net, draw(N, 2))
+    assert torch.equal(flat(net.parameters()), before)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_single_rows_keep_the_direction_in_mixed_precision() -> None:
+    exact = both("second")[0]
+    mixed, info = both("second", row_dtype=torch.float32)
+    assert mixed.dtype == DTYPE
+    assert 1e-12 < torch.linalg.norm(mixed - exact) / torch.linalg.norm(exact) < 1e-2  # 6e-8 * condition 1e4
+    assert info.solve_error < 1e-3
+
+
+def test_float32_parameters_are_solved_in_float64() -> None:
+    net = network().float()
+    d, info = natural_gradient(RESIDUALS["value"].ours, net, draw(N, 2).float(), damping=DAMPING)
+    assert all(q.dtype == torch.float32 for q in d.values())
+    assert info.solve_error < 1e-4  # rows and products in float32
+    assert_close(flat(d).double(), both("value")[0], 1e-2)
+
+
+def test_modules_of_any_kind_are_functions() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    wrapped = natural_gradient(RESIDUALS["second"].ours, Shifted(), draw(N, 2), damping=DAMPING)[0]
+    assert_close(flat(wrapped), both("second")[0])
+
+
+def test_memory_for_less_than_one_row_is_refused() -> None:
+    with pytest.raises(MemoryBudgetError, match=rf"at least {COPIES * ROW} bytes, got {ROW}"):
+        both("value", memory=ROW)
+
+
+def test_outputs_without_parameters_are_refused() -> None:
+    with pytest.raises(SingularError, match="no output depends on a parameter"):
+        natural_gradient(lambda w, x: x, draw(2), draw(3))
+
+
+@pytest.mark.parametrize("options", [{"solver": "nystrom", "rank": 2}, {"solver": "gaussian", "rank": 2}])
+def test_sketches_need_damping(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="damping out of range: expected a number > 0 with a sketch"):
+        natural_gradient(RESIDUALS["value"].ours, NET, draw(N, 2), damping=0.0, **options)
+
+
+def test_previous_of_another_shape_is_refused() -> None:
+    w = draw(3)
+    with pytest.raises(OptionError, match="previous does not fit"):
+        natural_gradient(lambda w, x: w.sum() * x, w, draw(3), momentum=0.5, previous=draw(4))
