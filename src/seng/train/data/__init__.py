@@ -10,16 +10,20 @@ from ...errors import choose
 from ..config import DataConfig
 from ..errors import ConfigError
 from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_batches, in_order, steps_per_epoch
+from .cifar import CIFAR10
 from .digits import DIGITS
 from .fashion import FASHION, FASHION_PICTURES
+from .image_folders import IMAGENET
 from .mnist import MNIST
 from .prefetch import prefetched
 from .topics import TOPICS
 
 DATASETS: dict[str, Source] = {
+    "cifar10": CIFAR10,
     "digits": DIGITS,
     "fashion-mnist": FASHION,
     "fashion-pictures": FASHION_PICTURES,
+    "imagenet": IMAGENET,
     "mnist": MNIST,
     "python-topics": TOPICS,
 }
