@@ -1,8 +1,13 @@
-"""``seng recipes``, as a person calls it."""
+"""``seng recipes``, as a person and as a script calls it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import pytest
+
+from seng.recipes import RECIPES, build_recipe, summary
 
 
 def test_recipes_lists_each_with_its_data(call, monkeypatch, tmp_path: Path):
@@ -11,3 +16,27 @@ def test_recipes_lists_each_with_its_data(call, monkeypatch, tmp_path: Path):
     assert code == 0
     assert "digits  (data: comes with scikit-learn)" in printed
     assert "fashion-resnet  (data: absent: apt-get install dataset-fashion-mnist)" in printed
+    assert "    small-cnn, 20 epochs of batches of 64; seng, sgd, adamw" in printed
+
+
+def test_recipes_lists_all_for_scripts(call, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("SENG_DATA", str(tmp_path))
+    code, printed = call("recipes", "--json")
+    assert code == 0
+    listed = json.loads(printed)
+    assert [recipe["name"] for recipe in listed] == list(RECIPES)
+    assert listed[0]["data"] == {"name": "digits", "status": "comes with scikit-learn"}
+    for recipe in listed:
+        assert recipe["summary"] == summary(recipe["name"])
+        for optimizer in recipe["optimizers"]:
+            config = build_recipe(recipe["name"], optimizer)
+            assert config.optimizer.name == optimizer
+        config = build_recipe(recipe["name"])
+        assert (recipe["model"], recipe["epochs"]) == (config.model.name, config.epochs)
+        assert recipe["batch_size"] == config.batch_size
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_have_three_optimizers(call, name: str):
+    listed = {recipe["name"]: recipe for recipe in json.loads(call("recipes", "--json")[1])}
+    assert listed[name]["optimizers"] == ["seng", "sgd", "adamw"]

@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any, get_args
+
 from rich.console import Console
 
+from ..errors import OptionError
 from ..recipes import RECIPES, build_recipe, summary
+from ..train.config import OptimizerName
+from .options import AsJson
+
+EXAMPLES = ("seng recipes", "seng recipes --json")
 
 
-def recipes_command() -> None:
-    """List the recipes and whether their data is here."""
+def recipes_command(as_json: AsJson = False) -> None:
+    """List what can be trained.
+
+    Each recipe with its data and whether they are here, its network, epochs, batch and optimizers.
+    """
+    described = [describe(name) for name in RECIPES]
+    if as_json:
+        print(json.dumps(described, indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for recipe in described:
+        console.print(f"[bold]{recipe['name']}[/bold]  (data: {recipe['data']['status']})")
+        console.print(f"    {recipe['summary']}", markup=False)
+        facts = f"{recipe['epochs']} epochs of batches of {recipe['batch_size']}; {', '.join(recipe['optimizers'])}"
+        console.print(f"    {recipe['model']}, {facts}", markup=False)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return what a recipe trains, as plain values."""
     from ..train.data import data_status  # waits for torch, which --help does not need
 
-    console = Console(highlight=False, soft_wrap=True)
-    for name in RECIPES:
-        console.print(f"[bold]{name}[/bold]  (data: {data_status(build_recipe(name).data)})")
-        console.print(f"    {summary(name)}")
+    config = build_recipe(name)
+    return {
+        "name": name,
+        "summary": summary(name),
+        "data": {"name": config.data.name, "status": data_status(config.data)},
+        "model": config.model.name,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "optimizers": [optimizer for optimizer in get_args(OptimizerName) if _has(name, optimizer)],
+    }
+
+
+def _has(name: str, optimizer: str) -> bool:
+    try:
+        build_recipe(name, optimizer)
+    except OptionError:
+        return False
+    return True

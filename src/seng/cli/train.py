@@ -10,16 +10,27 @@ from rich.console import Console
 
 from ..recipes import build_recipe
 from ..train.config import RunConfig
-from ..train.errors import CheckpointError, ConfigError
+from ..train.errors import CheckpointError
 from ..train.folder import RunFolder, create_run, open_run
 from ..train.metrics import read_metrics
 from ..train.settings import override, settings
+from .options import Assignments, assignment, complete_optimizer, complete_recipe
+
+EXAMPLES = (
+    "seng train digits --out runs/digits",
+    "seng train fashion-resnet --out runs/fashion --optimizer sgd --epochs 5",
+    "seng train fashion-resnet --out runs/fashion --damping 0.3 --set optimizer.seng.trust=none",
+    "seng train --out runs/fashion --resume",
+)
 
 
 def train_command(
     out: Annotated[Path, typer.Option(help="Folder for settings, metrics, checkpoint and curves.")],
     recipe: Annotated[
-        str | None, typer.Argument(help="What to train; `seng recipes` lists them.  [default: digits]")
+        str | None,
+        typer.Argument(
+            help="What to train; `seng recipes` lists them.  [default: digits]", autocompletion=complete_recipe
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -27,7 +38,10 @@ def train_command(
         int | None, typer.Option(min=1, help="Stop when so many epochs are done; --resume goes on.")
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="seng, sgd or adamw.  [default: seng]", show_default=False)
+        str | None,
+        typer.Option(
+            help="seng, sgd or adamw.  [default: seng]", show_default=False, autocompletion=complete_optimizer
+        ),
     ] = None,
     epochs: Annotated[str | None, typer.Option(metavar="N", help="Passes over the data.")] = None,
     lr: Annotated[str | None, typer.Option(metavar="X", help="Learning rate at the start.")] = None,
@@ -43,14 +57,11 @@ def train_command(
         str | None, typer.Option(metavar="DIR", help="Folder of the data; else SENG_DATA, else Debian's.")
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change any setting; may be repeated."),
-    ] = None,
+    assignments: Assignments = None,
 ) -> None:
-    """Train a recipe, leaving metrics, a checkpoint after each epoch, and a picture of the curves.
+    """Train a recipe on its data.
 
-    Example: seng train fashion-resnet --out runs/fashion --set optimizer.seng.trust=none
+    Leaves settings, metrics, a checkpoint after each epoch, and a picture of the curves in --out.
     """
     flags = {
         "epochs": epochs,
@@ -65,7 +76,7 @@ def train_command(
         "device": device,
     }
     changes = {name: value for name, value in flags.items() if value is not None}
-    changes |= dict(_assignment(text) for text in assignments or ())
+    changes |= dict(assignment(text, "seng train") for text in assignments or ())
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     if resume:
@@ -75,15 +86,6 @@ def train_command(
         config = override(build_recipe(recipe or "digits", optimizer or "seng"), changes)
         folder = None
     _run(config, folder, out, overwrite, stop_after)
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(
-            "seng train", "bad --set", expected="name=value", got=text, fix="Write --set damping=0.3, say"
-        )
-    return name.strip(), value.strip()
 
 
 def _check_same(config: RunConfig, recipe: str | None, optimizer: str | None, changes: dict[str, str]) -> None:

@@ -1,0 +1,124 @@
+"""``seng plan``: what a recipe's curvature will hold and cost, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..recipes import build_recipe
+from ..train.config import RunConfig, SengConfig
+from ..train.errors import ConfigError
+from ..train.settings import override
+from .options import AsJson, Assignments, RecipeArgument, assignment, complete_optimizer
+
+if TYPE_CHECKING:
+    from ..preflight import Plan
+
+EXAMPLES = (
+    "seng plan imagenet-resnet50",
+    "seng plan digits --batch-size 256 --intervals 1,5,25",
+    "seng plan fashion-resnet --set estimator=implicit --set rank=8 --json",
+)
+LEGEND = "n samples, s positions, features in -> out; flops as shares of the backward pass of the layers listed"
+UNBOUNDED = 200  # columns of a table that goes to a file
+
+
+def plan_command(
+    recipe: RecipeArgument,
+    optimizer: Annotated[
+        str, typer.Option(help="seng: no other keeps curvature.", autocompletion=complete_optimizer)
+    ] = "seng",
+    batch_size: Annotated[str | None, typer.Option(metavar="N", help="Samples a step, of one process.")] = None,
+    intervals: Annotated[
+        str, typer.Option(metavar="N,N,...", help="Steps between refreshes to tell costs for.")
+    ] = "1,10,100,200,1000",
+    assignments: Assignments = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a recipe will hold and cost.
+
+    Neither data nor a device is needed. Each layer is listed with its shape, the estimator chosen and why, the memory
+    of its curvature, and the flops of a refresh and of its use at every step; then the totals for several intervals
+    between refreshes.
+    """
+    changes = {"batch_size": batch_size} if batch_size is not None else {}
+    changes |= dict(assignment(text, "seng plan") for text in assignments or ())
+    config = override(build_recipe(recipe, optimizer), changes)
+    steps = _intervals(intervals)
+    planned = plan_run(config)
+    if as_json:
+        head = {"recipe": recipe, "batch_size": config.batch_size}
+        print(json.dumps(head | planned.to_dict(steps), indent=2))
+        return
+    show(planned, config, steps)
+
+
+def plan_run(config: RunConfig) -> Plan:
+    """Plan the curvature of a run from shapes alone: on the meta device, without its data.
+
+    The interval is the one between refreshes after the first, dense ones.
+
+    Raises:
+        ConfigError: The run's optimizer keeps no curvature.
+    """
+    import torch  # this waits for torch, which --help does not need
+
+    from ..preflight import plan
+    from ..train.data import signature
+    from ..train.models import build_model
+    from ..train.optimizers import seng_options
+
+    seng = config.optimizer.seng
+    if seng is None:
+        raise ConfigError(
+            "seng plan", "the optimizer keeps no curvature", expected="seng", got=config.optimizer.name,
+            fix="Leave --optimizer out",
+        )  # fmt: skip
+    data = signature(config.data)
+    with torch.device("meta"):
+        model = build_model(config.model, data)
+    sample = data.inputs(1)
+    inputs = torch.empty(config.batch_size, *sample.shape[1:], dtype=sample.dtype, device="meta")
+    return plan(model, inputs, **seng_options(replace(seng, refresh_always_until=0), steps_per_epoch=1))
+
+
+def show(planned: Plan, config: RunConfig, intervals: tuple[int, ...]) -> None:
+    """Print a plan as a table with its totals."""
+    from ..preflight import COLUMNS
+
+    console = Console(highlight=False, soft_wrap=True)
+    console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=UNBOUNDED)
+    seng = config.optimizer.seng or SengConfig()
+    console.print(
+        f"{config.recipe}, batches of {config.batch_size}, refreshed every {planned.interval} steps", markup=False
+    )
+    if seng.refresh_always_until:
+        console.print(f"and at each of the first {seng.refresh_always_until} steps", markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in COLUMNS:
+        right = name in ("parameters", "MiB", "refresh", "apply")
+        table.add_column(name, justify="right" if right else "left", no_wrap=right or name == "name")
+    for cells in planned.cells():
+        table.add_row(*cells)
+    console.print(table, markup=False)
+    for line in (*planned.remarks(), *planned.totals(intervals), LEGEND):
+        console.print(line, markup=False)
+
+
+def _intervals(text: str) -> tuple[int, ...]:
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        steps = (0,)
+    if min(steps) < 1:
+        raise ConfigError(
+            "seng plan", "bad --intervals", expected="whole numbers above 0 with commas between", got=text,
+            fix="Write --intervals 1,10,100, say",
+        )  # fmt: skip
+    return steps

@@ -1,0 +1,103 @@
+"""``seng plan``, as a person and as a script calls it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from seng import plan as plan_model
+from seng.cli.plan import plan_command, plan_run
+from seng.preflight import INTERVALS
+from seng.recipes import RECIPES, build_recipe
+from seng.train.data import signature
+from seng.train.models import build_model
+from seng.train.optimizers import seng_options
+from seng.train.settings import override
+
+QUICK = ("digits", "char-gpt")  # whose forward pass takes no second on one core
+
+
+def test_plan_prints_a_table_with_reasons_and_totals(call):
+    code, printed = call("plan", "digits")
+    assert code == 0
+    lines = printed.splitlines()
+    assert lines[0] == "digits, batches of 64, refreshed every 10 steps"
+    rows = [line.split() for line in lines if "exact is affordable" in line]
+    assert [row[:2] for row in rows] == [["0", "Conv2d"], ["2", "Conv2d"], ["6", "Linear"]]
+    assert "n 64, s 64, 9 -> 16" in printed
+    planned = plan_run(build_recipe("digits"))
+    assert planned.totals()[0] in lines
+    assert f"every 200: {planned.share(200):.1%}" in printed
+
+
+def test_plan_for_scripts_is_the_library_s_plan(call):
+    changes = ("--batch-size", "32", "--set", "seng.power=1")
+    code, printed = call("plan", "digits", *changes, "--intervals", "1,5", "--json")
+    assert code == 0
+    told = json.loads(printed)
+    config = override(build_recipe("digits"), {"batch_size": "32", "seng.power": "1"})
+    assert told == {"recipe": "digits", "batch_size": 32, **plan_run(config).to_dict((1, 5))}
+    assert told["shares"].keys() == {"1", "5", "10"}
+    assert {row["dimensions"]["n"] for row in told["rows"]} == {32}
+    assert {row["solver"] for row in told["rows"]} == {"cholesky"}
+
+
+def test_plan_tells_of_dense_refreshes_and_plans_for_those_after(call):
+    code, printed = call("plan", "digits", "--set", "refresh_always_until=25", "--set", "refresh_every=7")
+    assert code == 0
+    assert "refreshed every 7 steps\nand at each of the first 25 steps" in printed
+    assert "every 7: " in printed
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_plan_of_every_recipe_needs_neither_data_nor_memory(call, name: str, monkeypatch, tmp_path):
+    monkeypatch.setenv("SENG_DATA", str(tmp_path))
+    code, printed = call("plan", name, "--json")
+    assert code == 0
+    told = json.loads(printed)
+    with torch.device("meta"):
+        model = build_model(build_recipe(name).model, signature(build_recipe(name).data))
+    covered = sum(row["parameters"] for row in told["rows"])
+    passing = sum(p.numel() for key, p in model.named_parameters() if key in told["passed_through"])
+    assert covered + passing == sum(p.numel() for p in model.parameters())
+    assert told["parameter_bytes"] == 4 * sum(p.numel() for p in model.parameters())
+    assert told["unused"] == []
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_plan_without_data_is_that_of_the_real_model(name: str):
+    config = override(build_recipe(name), {"batch_size": "8", "refresh_always_until": "0"})
+    data = signature(config.data)
+    seng = config.optimizer.seng
+    assert seng is not None
+    real = plan_model(build_model(config.model, data), data.inputs(8), **seng_options(seng, 1))
+    assert plan_run(config) == real
+
+
+def test_plan_default_intervals_are_the_library_s(call):
+    import inspect
+
+    assert inspect.signature(plan_command).parameters["intervals"].default == ",".join(map(str, INTERVALS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nothing",), "unknown recipe"),
+        (("digits", "--optimizer", "sgd"), "the optimizer keeps no curvature: expected seng, got 'sgd'"),
+        (("digits", "--intervals", "1,x"), "bad --intervals: expected whole numbers above 0"),
+        (("digits", "--intervals", "0"), "bad --intervals"),
+        (("digits", "--set", "damping"), "seng plan: bad --set: expected name=value, got 'damping'"),
+        (("digits", "--set", "dampin=1"), "Did you mean 'damping'"),
+        (("digits", "--batch-size", "none"), "bad value for batch_size"),
+        (("digits", "--set", "estimator=exat"), "Did you mean 'exact'"),
+        ((), "Missing argument"),
+    ],
+)
+def test_plan_refuses_bad_usage_with_2(call, arguments, words: str):
+    code, printed = call("plan", *arguments)
+    assert code == 2
+    assert words in printed
+    assert "Traceback" not in printed
