@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seng import plan
 from seng.factors import Factor, build_factor
 from seng.planner import COSTS, SOLVE_FLOPS, Size
-from seng.types import Choice, LayerIO, Product, Rows
+from seng.types import Choice, LayerIO, Lookup, Product, Rows
 
 EXACT = 0.02  # share of a count that biases and sums over positions may make up: the plan leaves them out
 FIRST = 1e-12  # counts are whole numbers: only their division rounds
@@ -45,11 +45,18 @@ def _product(c: int, n: int, s: int, d_in: int, d_out: int) -> Product:
     return Product(torch.randn(c, n, d_in, s), torch.randn(c, n, d_out, s), 1, False)
 
 
+def _lookup(n: int, s: int, vocabulary: int, d: int) -> Lookup:
+    """Every index in turn, so that as many rows are in use as can be."""
+    return Lookup(torch.arange(n * s).view(n, s) % vocabulary, torch.randn(n, s, d), vocabulary)
+
+
 LAYERS: dict[str, LayerIO] = {
     "linear": _product(1, 32, 1, 120, 50),
     "tokens": _product(1, 32, 3, 120, 50),
     "pixels": _product(1, 16, 49, 18, 24),
     "groups": _product(2, 16, 49, 24, 18),
+    "characters": _lookup(32, 16, 50, 24),
+    "words": _lookup(32, 4, 1000, 24),
     "norm": Rows((torch.randn(32, 64), torch.randn(32, 64))),
 }
 
@@ -60,10 +67,13 @@ def _kept(name: str, form: str) -> tuple[Choice, Callable[[], Factor]]:
     return choice, lambda: build_factor(io, choice, 1.0, torch.float32, torch.Generator())
 
 
-FORMS = [(name, form) for name in LAYERS for form in ("operator", "rows") if (name, form) != ("norm", "operator")]
+PRODUCTS = [name for name, io in LAYERS.items() if isinstance(io, Product)]
+WRITTEN = [(name, "rows") for name in (*PRODUCTS, "norm")]
+KEPT = [(name, "operator") for name in PRODUCTS]
+LOOKUPS = [("characters", "operator"), ("words", "operator")]
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS)
+@pytest.mark.parametrize(("name", "form"), WRITTEN + KEPT + LOOKUPS)
 def test_refresh_flops_are_those_of_the_gram_matrix(name: str, form: str) -> None:
     choice, build = _kept(name, form)
     n = build().n
@@ -71,7 +81,7 @@ def test_refresh_flops_are_those_of_the_gram_matrix(name: str, form: str) -> Non
     assert planned == pytest.approx(_counted(lambda: build().gram()), rel=EXACT)
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS)
+@pytest.mark.parametrize(("name", "form"), WRITTEN + KEPT)  # those of embeddings are no matrix products
 def test_apply_flops_are_those_of_two_products(name: str, form: str) -> None:
     choice, build = _kept(name, form)
     factor = build()

@@ -85,7 +85,8 @@ def operator_cost(size: Size, choice: Choice) -> Choice:
     if size.kind == "rows":
         return _costed(choice, size, n * size.p, 2.0 * n * n * size.p, 4.0 * n * size.p)
     if size.kind == "lookup":
-        flops = 2.0 * n * n * s * min(s, n) * size.d_out
+        used = min(n * s, size.p // size.d_out)  # at most so many rows of the weight
+        flops = 2.0 * n * n * min(s * s, used) * size.d_out
         return _costed(choice, size, n * s * (size.d_out + 2), flops, 4.0 * n * s * size.d_out)
     cheap = implicit_gram_is_cheaper(n, s, size.d_in, size.d_out)
     whole = size.d_in * size.d_out
