@@ -45,7 +45,7 @@ class LayerStats:
         samples: Number of samples behind the curvature.
         nbytes: Bytes of U as it is held.
         skipped_steps: Steps skipped so far because of gradients that are not finite, the same for all blocks.
-        spectrum: All eigenvalues of F that can differ from 0, descending, one a sample behind the curvature.
+        spectrum: All eigenvalues of F that can differ from 0, descending; never more than there are samples.
     """
 
     trace: float

@@ -34,7 +34,9 @@ def test_unknown_recipe_lists_the_known():
 
 
 def _accuracy(config: RunConfig, path: Path) -> float:
-    return train(build_session(config), create_run(path, config)).accuracy
+    accuracy = train(build_session(config), create_run(path, config)).accuracy
+    assert accuracy is not None
+    return accuracy
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -10,7 +10,7 @@ from seng.train import create_run, open_run
 from seng.train.config import RunConfig
 from seng.train.errors import CheckpointError
 from seng.train.files import write_atomically
-from seng.train.metrics import EpochRecord, MetricsFile, StepRecord, read_metrics, trim_metrics
+from seng.train.metrics import EpochRecord, MetricsFile, StepRecord, read_metrics
 
 STEPS = [StepRecord(1, step, 0.1 * step, 0.5, 0.1, 1.0, 2.0) for step in (1, 2, 3)]
 
@@ -20,20 +20,27 @@ def test_open_run_returns_what_create_run_wrote(tmp_path: Path, small_run: RunCo
     assert open_run(tmp_path / "deep" / "run") == (folder, small_run)
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoint.pt"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints/step-00000003.pt"])
 def test_create_run_keeps_a_run_that_is_there(tmp_path: Path, small_run: RunConfig, name: str):
+    (tmp_path / "checkpoints").mkdir()
     (tmp_path / name).write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(CheckpointError, match="already holds a run.*--resume.*--overwrite"):
         create_run(tmp_path, small_run)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / name).read_text() == "precious"
 
 
 def test_overwrite_removes_the_run_and_nothing_else(tmp_path: Path, small_run: RunConfig):
-    for name in ("checkpoint.pt", "metrics.jsonl", "curves.png", "notes.txt"):
+    run = ["metrics.jsonl", "curves.png", "checkpoints/step-00000003.pt", "checkpoints/step-00000003.rank1.pt"]
+    others = ["notes.txt", "checkpoints/best.pt"]
+    (tmp_path / "checkpoints").mkdir()
+    for name in (*run, "tensorboard/events.out.tfevents.1.host", *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
     create_run(tmp_path, small_run, overwrite=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "notes.txt"]
+    left = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == sorted(["config.json", *others])
 
 
 def test_create_run_says_why_a_folder_cannot_be_made(tmp_path: Path, small_run: RunConfig):
@@ -88,12 +95,30 @@ def test_metrics_refuse_numbers_that_json_does_not_have(tmp_path: Path):
         MetricsFile(tmp_path / "metrics.jsonl").logged(record)
 
 
-def test_trim_metrics_drops_later_steps_and_a_half_written_line(tmp_path: Path):
+def test_metrics_file_keeps_what_it_is_told_to_and_cuts_the_rest(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    for record in STEPS:
-        MetricsFile(path).logged(record)
-    with path.open("a") as file:
-        file.write('{"kind": "step", "st')
-    trim_metrics(path, 2)
+    file = MetricsFile(path)
+    for record in STEPS[:2]:
+        file.logged(record)
+    kept = file.sync()
+    assert kept == path.stat().st_size
+    file.logged(STEPS[2])
+    with path.open("a") as half:
+        half.write('{"kind": "step", "st')
+    again = MetricsFile(path, keep=kept)
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
-    assert path.read_bytes().endswith(b"}\n")
+    again.logged(STEPS[2])
+    assert [record["step"] for record in read_metrics(path)] == [1, 2, 3]
+
+
+def test_metrics_file_that_lost_records_is_not_filled_with_zeros(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("{}\n")
+    MetricsFile(path, keep=1000)
+    assert path.read_text() == "{}\n"
+
+
+def test_read_metrics_passes_over_a_last_line_that_is_not_whole(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert list(read_metrics(path)) == [{"step": 1}]

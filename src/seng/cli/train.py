@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,19 +16,47 @@ from ..recipes import build_recipe
 from ..train.config import RunConfig
 from ..train.errors import CheckpointError
 from ..train.folder import RunFolder, create_run, open_run
-from ..train.metrics import read_metrics
+from ..train.metrics import Watcher, read_metrics
 from ..train.settings import override, settings
-from .options import Assignments, assignment, complete_optimizer, complete_recipe
+from .options import AsJson, Assignments, assignment, complete_optimizer, complete_recipe
+
+if TYPE_CHECKING:
+    from ..train.ranks import Ranks
+    from ..train.session import Session
 
 EXAMPLES = (
     "seng train digits --out runs/digits",
     "seng train fashion-resnet --out runs/fashion --optimizer sgd --epochs 5",
     "seng train fashion-resnet --out runs/fashion --damping 0.3 --set optimizer.seng.trust=none",
     "seng train --out runs/fashion --resume",
+    "seng train digits --out runs/quick --until test_accuracy=0.97 --json",
+    "seng train cifar10-resnet18 --out runs/cifar --precision bf16 --compile --workers 8 --data-dir data",
 )
+SETTINGS = {
+    "epochs": "epochs",
+    "lr": "optimizer.lr",
+    "batch_size": "batch_size",
+    "seed": "seed",
+    "damping": "optimizer.seng.damping",
+    "power": "optimizer.seng.power",
+    "refresh_every": "optimizer.seng.refresh_every",
+    "base": "optimizer.seng.base",
+    "data_dir": "data.data_dir",
+    "workers": "data.workers",
+    "device": "device",
+    "precision": "precision",
+    "accumulate": "accumulate",
+    "clip": "clip",
+    "until": "until",
+    "checkpoint_every": "checkpoint_every",
+    "keep": "keep",
+    "compiled": "compile",
+    "deterministic": "deterministic",
+}  # what the options of the command line set
 
 
 def train_command(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder for settings, metrics, checkpoint and curves.")],
     recipe: Annotated[
         str | None,
@@ -56,26 +88,37 @@ def train_command(
     data_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the data; else SENG_DATA, else Debian's.")
     ] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N", help="Processes that prepare batches ahead; 0: the loop itself.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu or cuda.")] = None,
+    precision: Annotated[str | None, typer.Option(metavar="NAME", help="float32, bf16 or fp16.")] = None,
+    accumulate: Annotated[
+        str | None, typer.Option(metavar="N", help="Micro-batches that a step is dealt into.")
+    ] = None,
+    clip: Annotated[str | None, typer.Option(metavar="X", help="Largest norm of the gradient.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="METRIC=VALUE", help="End early there, as test_accuracy=0.97.")
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None, typer.Option(metavar="N", help="Steps between checkpoints inside an epoch.")
+    ] = None,
+    keep: Annotated[str | None, typer.Option(metavar="N", help="Checkpoints kept.")] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile", help="Run the model through torch.compile.")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="The same bits at every run, on a GPU too.")
+    ] = None,
     assignments: Assignments = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's files, too.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a recipe on its data.
 
-    Leaves settings, metrics, a checkpoint after each epoch, and a picture of the curves in --out.
+    Leaves settings, metrics, checkpoints and a picture of the curves in --out. Ctrl-C or SIGTERM saves and stops; a
+    second one stops at once. Several processes: torchrun --nproc-per-node 2 -m seng.cli train ...
     """
-    flags = {
-        "epochs": epochs,
-        "optimizer.lr": lr,
-        "batch_size": batch_size,
-        "seed": seed,
-        "optimizer.seng.damping": damping,
-        "optimizer.seng.power": power,
-        "optimizer.seng.refresh_every": refresh_every,
-        "optimizer.seng.base": base,
-        "data.data_dir": data_dir,
-        "device": device,
-    }
-    changes = {name: value for name, value in flags.items() if value is not None}
+    given = {SETTINGS[name]: value for name, value in context.params.items() if name in SETTINGS}
+    changes = {name: str(value) for name, value in given.items() if value is not None}
     changes |= dict(assignment(text, "seng train") for text in assignments or ())
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
@@ -85,7 +128,7 @@ def train_command(
     else:
         config = override(build_recipe(recipe or "digits", optimizer or "seng"), changes)
         folder = None
-    _run(config, folder, out, overwrite, stop_after)
+    _run(config, folder, _Call(out, overwrite, stop_after, tensorboard, as_json))
 
 
 def _check_same(config: RunConfig, recipe: str | None, optimizer: str | None, changes: dict[str, str]) -> None:
@@ -105,25 +148,84 @@ def _check_same(config: RunConfig, recipe: str | None, optimizer: str | None, ch
             )
 
 
-def _run(config: RunConfig, folder: RunFolder | None, out: Path, overwrite: bool, stop_after: int | None) -> None:
-    """Train with a progress bar, print the result and draw the curves."""
-    from ..train.curves import draw_curves  # these take seconds to import: --help needs neither
-    from ..train.loop import train
-    from ..train.progress import ProgressBar
-    from ..train.session import build_session
+@dataclass(frozen=True)
+class _Call:
+    """What was asked of this call alone, beside the run's settings."""
 
-    console = Console(highlight=False, soft_wrap=True)
-    session = build_session(config)
-    resume = folder is not None
-    folder = folder or create_run(out, config, overwrite=overwrite)
-    title = f"{config.recipe}, {config.optimizer.name}, seed {config.seed}"
-    console.print(f"{title}: {config.epochs} epochs of {session.steps_per_epoch} steps on {session.device}")
-    with ProgressBar(config.epochs, len(session.data.train), console) as bar:
+    out: Path
+    overwrite: bool
+    stop_after: int | None
+    tensorboard: bool
+    as_json: bool
+
+
+def _run(config: RunConfig, folder: RunFolder | None, call: _Call) -> None:
+    """Train with a progress bar, print the result and draw the curves; in the first process of several."""
+    from ..train.loop import train  # these take seconds to import: --help does not need them
+    from ..train.ranks import joined
+    from ..train.session import build_session
+    from ..train.signals import Interrupted
+
+    with joined(config.device) as ranks, ExitStack() as stack:
+        console = Console(stderr=call.as_json, quiet=not ranks.first, highlight=False, soft_wrap=True)
+        session = build_session(config, ranks)
+        resume = folder is not None
+        folder = folder or _new_folder(config, call, ranks)
+        console.print(
+            f"{_title(config)}: {config.epochs} epochs of {session.steps_per_epoch} steps on {session.device}"
+        )
+        watchers = _watchers(session, folder, call, console, stack) if ranks.first else []
         try:
-            result = train(session, folder, watchers=[bar], resume=resume, stop_after=stop_after)
-        except KeyboardInterrupt:
-            console.print(f"interrupted; whole epochs are kept: seng train --out {out} --resume goes on")
-            raise typer.Exit(130) from None
-    draw_curves(read_metrics(folder.metrics), folder.curves, title)
-    console.print(f"test accuracy {result.accuracy:.2%}, test loss {result.loss:.4f}")
+            train(session, folder, watchers=watchers, resume=resume, stop_after=call.stop_after)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            stack.close()
+            number = getattr(stop, "number", signal.SIGINT)
+            kept = "everything" if isinstance(stop, Interrupted) else "the last checkpoint"
+            name = signal.Signals(number).name
+            console.print(f"stopped by {name}; {kept} is kept: seng train --out {call.out} --resume goes on")
+            raise typer.Exit(128 + number) from None
+        stack.close()
+        if ranks.first:
+            _tell_result(config, folder, console, call.as_json)
+
+
+def _title(config: RunConfig) -> str:
+    return f"{config.recipe}, {config.optimizer.name}, seed {config.seed}"
+
+
+def _new_folder(config: RunConfig, call: _Call, ranks: Ranks) -> RunFolder:
+    if ranks.first:
+        create_run(call.out, config, overwrite=call.overwrite)
+    ranks.wait()
+    return RunFolder(call.out)
+
+
+def _watchers(session: Session, folder: RunFolder, call: _Call, console: Console, stack: ExitStack) -> list[Watcher]:
+    from ..train.progress import ProgressBar
+
+    watchers: list[Watcher] = []
+    if call.tensorboard:
+        from ..train.tensorboard import TensorBoardFiles
+
+        watchers.append(stack.enter_context(TensorBoardFiles(folder.tensorboard)))
+    bar = ProgressBar(session.config.epochs, len(session.data.train), console)
+    return [*watchers, stack.enter_context(bar)]
+
+
+def _tell_result(config: RunConfig, folder: RunFolder, console: Console, as_json: bool) -> None:
+    """Print what the last epoch's record says, and draw the curves."""
+    from ..train.curves import draw_curves
+
+    records = list(read_metrics(folder.metrics))
+    draw_curves(records, folder.curves, _title(config))
+    result = next(record for record in reversed(records) if record["kind"] == "epoch")
+    ended = next((record["reason"] for record in records if record["kind"] == "end"), None)
+    if ended not in (None, "epochs"):
+        console.print(f"{ended} was reached in epoch {result['epoch']}: the run is over")
+    accuracy = "" if result["test_accuracy"] is None else f"test accuracy {result['test_accuracy']:.2%}, "
+    console.print(f"{accuracy}test loss {result['test_loss']:.4f}")
     console.print(f"curves: {folder.curves}")
+    if as_json:
+        names = ("epoch", "step", "seconds", "train_loss", "test_loss", "test_accuracy", "test_accuracy5")
+        told = {name: result[name] for name in names} | {"ended": ended, "out": str(folder.path)}
+        print(json.dumps({"recipe": config.recipe, "optimizer": config.optimizer.name, "seed": config.seed} | told))

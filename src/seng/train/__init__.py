@@ -6,20 +6,22 @@ from ..lazy import lazy
 
 if TYPE_CHECKING:
     from .config import RunConfig
+    from .evaluation import evaluate
     from .folder import RunFolder, create_run, open_run
-    from .loop import Evaluation, evaluate, train
+    from .loop import train
+    from .meters import Evaluation
     from .session import Session, build_session
 else:
     __getattr__ = lazy(
         __name__,
         {
-            "Evaluation": "loop",
+            "Evaluation": "meters",
             "RunConfig": "config",
             "RunFolder": "folder",
             "Session": "session",
             "build_session": "session",
             "create_run": "folder",
-            "evaluate": "loop",
+            "evaluate": "evaluation",
             "open_run": "folder",
             "train": "loop",
         },

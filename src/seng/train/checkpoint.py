@@ -1,25 +1,30 @@
 """Checkpoints: all of a run's state in one file of tensors and plain values, written atomically.
 
-The data position needs no field of its own: the order of an epoch follows from the seed and the epoch
-(``data.epoch_batches``), and the epoch from the step.
+Of the data only the position is kept: the order of an epoch follows from the seed and the epoch's number
+(``data.epoch_batches``). With several processes each writes a file of its own, the first process last: its file makes
+the checkpoint whole.
 """
 
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+import re
+import warnings
+import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .errors import CheckpointError
+from .errors import CheckpointError, DamagedError
 from .files import write_atomically
 from .session import Session
 from .settings import from_dict, to_dict
 
 FORMAT = "seng-run"
-VERSION = 1
+VERSION = 2
+DAMAGES = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,88 @@ class Position:
     """How far a run is.
 
     Attributes:
-        step: Steps done.
-        seconds: Training time, without evaluation.
+        step: steps done.
+        epoch: epochs done, with their evaluation.
+        seconds: training time, without evaluations and checkpoints.
+        sums: the meter of the epoch that is under way (``Meter.sums``).
+        metrics_bytes: length of the metrics file.
+        ended: why nothing is left to do (``EndRecord.reason``); empty while something is.
     """
 
     step: int
+    epoch: int
     seconds: float
+    sums: tuple[float, ...]
+    metrics_bytes: int
+    ended: str
+
+
+BEGINNING = Position(step=0, epoch=0, seconds=0.0, sums=(), metrics_bytes=0, ended="")
+
+
+def checkpoint_path(folder: Path, step: int, rank: int = 0) -> Path:
+    """Return the file of one process's state after a step."""
+    return folder / (f"step-{step:08d}.rank{rank}.pt" if rank else f"step-{step:08d}.pt")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the first process's files in a folder, the newest first."""
+    return sorted(folder.glob("step-*[0-9].pt"), key=_step, reverse=True) if folder.is_dir() else []
+
+
+def _step(path: Path) -> int:
+    found = re.match(r"step-(\d+)", path.name)
+    return int(found[1]) if found else -1
+
+
+def write_checkpoint(folder: Path, session: Session, position: Position) -> None:
+    """Save all processes' state and remove all but the newest ``keep`` checkpoints. A collective call."""
+    ranks = session.ranks
+    if ranks.first:
+        folder.mkdir(exist_ok=True)
+    ranks.wait()
+    if not ranks.first:
+        save_checkpoint(checkpoint_path(folder, position.step, ranks.rank), session, position)
+    ranks.wait()
+    if ranks.first:
+        save_checkpoint(checkpoint_path(folder, position.step), session, position)
+        kept = {_step(path) for path in checkpoints(folder)[: session.config.keep]}
+        for path in folder.glob("step-*.pt"):
+            if _step(path) not in kept:
+                path.unlink(missing_ok=True)
+
+
+def restore_newest(folder: Path, session: Session) -> Position | None:
+    """Bring a session to its newest checkpoint that can be read, warning of those passed over. A collective call.
+
+    A process that the saved run did not have takes the first one's state.
+
+    Returns:
+        The position, or None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: none can be read, or the newest that can is of another run.
+    """
+    passed: DamagedError | None = None
+    for path in checkpoints(folder):
+        own = checkpoint_path(folder, _step(path), session.ranks.rank)
+        try:
+            state, damage = _read(own if own.exists() else path), None
+        except DamagedError as error:
+            state, damage = {}, error
+        if session.ranks.agree(damage is None):
+            if passed is not None:
+                warnings.warn(f"seng: {passed} Going on from {path.name}.", stacklevel=2)
+            return _restore(path, state, session)
+        passed = passed or damage or _damaged(path, "another process cannot read its part")
+    if passed is not None:
+        raise passed
+    return None
 
 
 def save_checkpoint(path: Path, session: Session, position: Position) -> None:
-    """Write the state of model, optimizer (curvature included), schedule, random generators and position."""
+    """Write the state of model, optimizer (curvature included), schedule, scaler, random generators and position."""
+    cuda = session.device.type == "cuda"
     state = {
         "format": FORMAT,
         "version": VERSION,
@@ -44,8 +121,12 @@ def save_checkpoint(path: Path, session: Session, position: Position) -> None:
         "model": session.model.state_dict(),
         "optimizer": session.optimizer.state_dict(),
         "schedule": session.schedule.state_dict(),
-        "rng": {"cpu": torch.get_rng_state(), "cuda": _cuda_rng()},
-        "position": {"step": position.step, "seconds": position.seconds},
+        "scaler": session.scaler.state_dict(),
+        "rng": {
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(session.device) if cuda else None,
+        },
+        "position": asdict(position),
     }
     write_atomically(path, lambda file: torch.save(state, file))
 
@@ -54,10 +135,14 @@ def load_checkpoint(path: Path, session: Session) -> Position:
     """Bring a session, built from the same settings, to the state that was saved.
 
     Raises:
-        CheckpointError: the file is truncated, foreign, of another version, or of another run's settings or
-            model. Nothing of the session has changed where the file is at fault as a whole.
+        DamagedError: the file cannot be read, or not all of it is as it was written.
+        CheckpointError: the file is foreign, of another version, or of another run's settings or model.
+            In both cases nothing of the session has changed where the file is at fault as a whole.
     """
-    state = _read(path)
+    return _restore(path, _read(path), session)
+
+
+def _restore(path: Path, state: dict[str, Any], session: Session) -> Position:
     _check(path, state, session)
     try:
         position, generators = Position(**state["position"]), state["rng"]
@@ -65,23 +150,24 @@ def load_checkpoint(path: Path, session: Session) -> Position:
         session.optimizer.load_state_dict(state["optimizer"])
         session.schedule.load_state_dict(state["schedule"])
         session.model.load_state_dict(state["model"])
-        if generators["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(generators["cuda"])
+        if state["scaler"]:
+            session.scaler.load_state_dict(state["scaler"])
+        if generators["cuda"] is not None and session.device.type == "cuda":
+            torch.cuda.set_rng_state(generators["cuda"], session.device)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise _unusable(path, "incomplete", "a whole checkpoint", str(error)) from error
     return position
 
 
-def _cuda_rng() -> list[torch.Tensor]:
-    return list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else []
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch.load itself compares no checksums
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except DAMAGES as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _unusable(path, "unreadable", "a checkpoint written whole", reason) from error
+        raise _damaged(path, reason) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         got = sorted(map(str, state))[:8] if isinstance(state, dict) else type(state).__name__
         raise _unusable(path, "not a checkpoint of seng train", f"format {FORMAT!r}", got)
@@ -108,3 +194,10 @@ def _check(path: Path, state: dict[str, Any], session: Session) -> None:
 def _unusable(path: Path, problem: str, expected: str, got: object) -> CheckpointError:
     fix = "Resume the run that wrote it, or start again with --overwrite"
     return CheckpointError("load_checkpoint", f"{path} is {problem}", expected=expected, got=got, fix=fix)
+
+
+def _damaged(path: Path, reason: str) -> DamagedError:
+    fix = "Start again with --overwrite"
+    return DamagedError(
+        "load_checkpoint", f"{path} is unreadable", expected="a checkpoint written whole", got=reason, fix=fix
+    )

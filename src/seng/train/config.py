@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import ConfigError
+from .target import Target
 
 LEAST = {
     "epochs": 1,
@@ -163,7 +164,7 @@ class RunConfig:
     log_every: int = 10
     stats_every: int = 50
     checkpoint_every: int = 0
-    keep: int = 1
+    keep: int = 2
     device: str = "auto"
     compile: bool = False
     deterministic: bool = False
@@ -175,6 +176,17 @@ class RunConfig:
                 raise ConfigError(
                     "RunConfig", f"{name} is out of range", expected=f"{least} or more", got=value, fix=f"Raise {name}"
                 )
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigError(
+                "RunConfig", "clip is out of range", expected="a number above 0, or none", got=self.clip, fix="Raise it"
+            )
+        if self.clip is not None and self.optimizer.seng is not None and self.optimizer.seng.reweight:
+            raise ConfigError(
+                "RunConfig", "clip and reweight exclude each other", expected="clip=none with reweight", got=self.clip,
+                fix="Leave clip out, or set reweight=false: reweighted layers have no gradient to clip",
+            )  # fmt: skip
+        if self.until is not None:
+            Target.parse(self.until)
         if (self.optimizer.seng is not None) != (self.optimizer.name == "seng"):
             raise ConfigError(
                 "RunConfig",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -13,7 +14,7 @@ AXES = (("step", "steps"), ("seconds", "seconds of training"))
 
 
 def draw_curves(records: Iterable[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw the records of a metrics file as a PNG.
+    """Draw the records of a metrics file as a PNG; accuracy is left out where there is none.
 
     Args:
         records: as ``metrics.read_metrics`` yields them.
@@ -23,17 +24,17 @@ def draw_curves(records: Iterable[dict[str, Any]], path: Path, title: str) -> No
     records = list(records)
     steps = [record for record in records if record["kind"] == "step"]
     epochs = [record for record in records if record["kind"] == "epoch"]
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    right = any(record["test_accuracy"] is not None for record in epochs)
+    rows = ("loss", "accuracy") if right or not epochs else ("loss",)
+    figure = Figure(figsize=(10, 0.5 + 3 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2, sharex="col", sharey="row")
-    for row, quantity in zip(panels, ("loss", "accuracy"), strict=True):
+    panels = figure.subplots(len(rows), 2, sharex="col", sharey="row", squeeze=False)
+    for row, quantity in zip(panels, rows, strict=True):
         for axes, (key, label) in zip(row, AXES, strict=True):
-            points = [(record[key], record[quantity]) for record in steps]
-            axes.plot(*_columns(points), color="0.7", linewidth=1, label="training")
-            points = [(record[key], record[f"test_{quantity}"]) for record in epochs]
-            axes.plot(*_columns(points), "o-", markersize=3, label="test")
+            _draw(axes, steps, key, quantity, "-", color="0.7", linewidth=1, label="training")
+            _draw(axes, epochs, key, f"test_{quantity}", "o-", markersize=3, label="test")
             axes.grid(alpha=0.3)
-            axes.set_xlabel(label if quantity == "accuracy" else "")
+            axes.set_xlabel(label if quantity == rows[-1] else "")
         row[0].set_ylabel(quantity)
     panels[0][0].set_yscale("log")
     panels[0][0].legend()
@@ -41,5 +42,6 @@ def draw_curves(records: Iterable[dict[str, Any]], path: Path, title: str) -> No
     figure.savefig(path, dpi=120)
 
 
-def _columns(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
+def _draw(axes: Axes, records: Sequence[dict[str, Any]], x: str, y: str, style: str, **look: Any) -> None:
+    points = [(record[x], record[y]) for record in records if record[y] is not None]
+    axes.plot([point[0] for point in points], [point[1] for point in points], style, **look)

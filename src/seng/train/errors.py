@@ -17,5 +17,9 @@ class CheckpointError(SengError):
     """A run's folder or checkpoint cannot be used as asked."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint's file cannot be read, or not all of it is as it was written."""
+
+
 class DivergedError(SengError):
     """The loss is no longer finite."""

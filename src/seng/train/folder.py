@@ -29,14 +29,24 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
-    def checkpoint(self) -> Path:
-        """The state after the last whole epoch."""
-        return self.path / "checkpoint.pt"
+    def checkpoints(self) -> Path:
+        """The folder of states, ``step-00000123.pt`` after 123 steps."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's files, where asked for."""
+        return self.path / "tensorboard"
 
     @property
     def curves(self) -> Path:
         """The picture of loss and accuracy."""
         return self.path / "curves.png"
+
+    def files(self) -> list[Path]:
+        """Return the files of a run that are there."""
+        single = [path for path in (self.config, self.metrics, self.curves) if path.exists()]
+        return [*single, *self.checkpoints.glob("step-*.pt"), *self.tensorboard.glob("events.out.tfevents.*")]
 
 
 def create_run(path: Path, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
@@ -51,8 +61,7 @@ def create_run(path: Path, config: RunConfig, *, overwrite: bool = False) -> Run
         CheckpointError: the folder holds a run, or cannot be made.
     """
     folder = RunFolder(path)
-    files = (folder.config, folder.metrics, folder.checkpoint, folder.curves)
-    if not overwrite and any(file.exists() for file in files):
+    if not overwrite and folder.files():
         raise CheckpointError(
             "seng train",
             "the folder already holds a run",
@@ -62,7 +71,7 @@ def create_run(path: Path, config: RunConfig, *, overwrite: bool = False) -> Run
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for file in files:
+        for file in folder.files():
             file.unlink(missing_ok=True)
         text = json.dumps(to_dict(config), indent=2) + "\n"
         write_atomically(folder.config, lambda file: file.write(text.encode()))

@@ -1,15 +1,14 @@
-"""What a run measures, and its file: one JSON object a line, a line a logged step and a line an epoch."""
+"""What a run measures, and its file: one JSON object a line and record."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-from .files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class CurvatureRecord:
         layers: By block, the numbers of ``seng.diagnostics.LayerStats`` by name: trace, effective_dimension,
             top_eigenvalues, damping, refresh_age, cosine, samples, nbytes.
         spectra: By block, eigenvalues of F descending, thinned to at most 64 (the first and the last are kept);
-            given once an epoch, empty else.
+            given at an epoch's last step, empty else.
         counters: The optimizer's counters: skipped steps, failed refreshes and others.
     """
 
@@ -128,10 +127,17 @@ class Watcher(Protocol):
 
 
 class MetricsFile:
-    """Appends each record to a file as it is made."""
+    """Appends each record to a file as it is made.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        keep: bytes of it to keep: what a resumed run wrote after its checkpoint is cut off, to be written again.
+    """
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
         self._path = path
+        with path.open("ab") as file:
+            file.truncate(min(keep, file.tell()))
 
     def advanced(self, samples: int) -> None:
         """Do nothing: only records are written."""
@@ -141,16 +147,15 @@ class MetricsFile:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n")
 
+    def sync(self) -> int:
+        """Bring the file to the disk and return its length in bytes."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """Yield a metrics file's records; a last line that a killed run left incomplete is passed over."""
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             yield json.loads(line)
-
-
-def trim_metrics(path: Path, step: int) -> None:
-    """Drop the records after a step, which a resumed run is going to write again."""
-    kept = [record for record in read_metrics(path) if record["step"] <= step] if path.exists() else []
-    text = "".join(json.dumps(record) + "\n" for record in kept)
-    write_atomically(path, lambda file: file.write(text.encode()))

@@ -11,7 +11,7 @@ from .metrics import EpochRecord, Record, StepRecord
 
 
 class ProgressBar:
-    """Shows epoch, loss, accuracy, speed and time left; a context manager and a ``Watcher``.
+    """Shows epoch, loss, accuracy, speed, share of refreshes and time left; a context manager and a ``Watcher``.
 
     Args:
         epochs: epochs of the run.
@@ -48,15 +48,31 @@ class ProgressBar:
 
     def logged(self, record: Record) -> None:
         """Show a step's numbers in the bar, and print an epoch's on a line of its own."""
-        if not isinstance(record, StepRecord | EpochRecord):
-            return
-        speed = f"{record.samples_per_second:,.0f} samples/s"
-        epoch = f"epoch {record.epoch:>{len(str(self._epochs))}}/{self._epochs}"
         if isinstance(record, EpochRecord):
             losses = f"loss {record.train_loss:.4f}  test loss {record.test_loss:.4f}"
-            accuracy = f"test accuracy {record.test_accuracy:.2%}"
-            line = f"{epoch}  {losses}  {accuracy}  {speed}"
+            accuracy = _percent("test accuracy", record.test_accuracy, 2)
+            line = f"{self._epoch(record)}  {losses}{accuracy}  {_speed(record)}"
             self._progress.console.print(line, highlight=False, soft_wrap=True)
-        else:
-            numbers = f"loss {record.loss:.4f}  accuracy {record.accuracy:.1%}  {speed}"
-            self._progress.update(self._task, description=epoch, numbers=numbers)
+        elif isinstance(record, StepRecord):
+            loss, accuracy = f"loss {record.loss:.4f}", _percent("accuracy", record.accuracy, 1)
+            refresh = _percent("refresh", refresh_share(record), 0)
+            numbers = f"{loss}{accuracy}  {_speed(record)}{refresh}"
+            self._progress.update(self._task, description=self._epoch(record), numbers=numbers)
+
+    def _epoch(self, record: StepRecord | EpochRecord) -> str:
+        return f"epoch {record.epoch:>{len(str(self._epochs))}}/{self._epochs}"
+
+
+def refresh_share(record: StepRecord) -> float | None:
+    """Return the share of a step's time that goes into refreshing curvature; None where there is none."""
+    if "refresh" not in record.parts:
+        return None
+    return record.parts["refresh"] / sum(seconds for part, seconds in record.parts.items() if part != "refresh")
+
+
+def _percent(name: str, share: float | None, digits: int) -> str:
+    return "" if share is None else f"  {name} {share:.{digits}%}"
+
+
+def _speed(record: StepRecord | EpochRecord) -> str:
+    return f"{record.samples_per_second:,.0f} samples/s"
