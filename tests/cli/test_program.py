@@ -147,7 +147,7 @@ def test_module_is_the_program(tmp_path: Path):
 def test_module_shows_errors_without_a_traceback():
     done = program("train", "nothing", "--out", "unused")
     assert done.returncode == 2
-    assert re.match(r"error: \S.*: unknown recipe: expected .*'digits'", done.stderr)
+    assert re.match(r"error: seng: unknown recipe: expected .*'digits'", done.stderr)
     assert "Traceback" not in done.stderr
 
 

@@ -15,7 +15,7 @@ from ..recipes import build_recipe
 from ..train.config import RunConfig, SengConfig
 from ..train.errors import ConfigError
 from ..train.settings import override
-from .options import AsJson, Assignments, RecipeArgument, assignment, complete_optimizer
+from .options import AsJson, Assignments, RecipeArgument, assignment
 
 if TYPE_CHECKING:
     from ..preflight import Plan
@@ -31,9 +31,7 @@ UNBOUNDED = 200  # columns of a table that goes to a file
 
 def plan_command(
     recipe: RecipeArgument,
-    optimizer: Annotated[
-        str, typer.Option(help="seng: no other keeps curvature.", autocompletion=complete_optimizer)
-    ] = "seng",
+    optimizer: Annotated[str, typer.Option(help="seng: no other keeps curvature.")] = "seng",
     batch_size: Annotated[str | None, typer.Option(metavar="N", help="Samples a step, of one process.")] = None,
     intervals: Annotated[
         str, typer.Option(metavar="N,N,...", help="Steps between refreshes to tell costs for.")

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from ..errors import choose
 from ..train.config import RunConfig
 from .char_gpt import char_gpt
+from .cifar10 import cifar10_resnet18, cifar10_vgg16bn
 from .digits import digits
 from .fashion_autoencoder import fashion_autoencoder
 from .fashion_resnet import fashion_resnet
+from .imagenet import imagenet_resnet50
 
 Recipe = Callable[[str], RunConfig]
 
@@ -21,6 +23,9 @@ RECIPES: dict[str, Recipe] = {
     "fashion-resnet": fashion_resnet,
     "fashion-autoencoder": fashion_autoencoder,
     "char-gpt": char_gpt,
+    "cifar10-resnet18": cifar10_resnet18,
+    "cifar10-vgg16bn": cifar10_vgg16bn,
+    "imagenet-resnet50": imagenet_resnet50,
 }
 
 
@@ -30,7 +35,7 @@ def build_recipe(name: str, optimizer: str = "seng") -> RunConfig:
     Raises:
         OptionError: no recipe has that name, or it has no such optimizer.
     """
-    return choose(RECIPES, name, call="seng train", option="recipe")(optimizer)
+    return choose(RECIPES, name, call="seng", option="recipe")(optimizer)
 
 
 def summary(name: str) -> str:
@@ -38,4 +43,15 @@ def summary(name: str) -> str:
     return (RECIPES[name].__doc__ or "").splitlines()[0]
 
 
-__all__ = ["RECIPES", "build_recipe", "char_gpt", "digits", "fashion_autoencoder", "fashion_resnet", "summary"]
+__all__ = [
+    "RECIPES",
+    "build_recipe",
+    "char_gpt",
+    "cifar10_resnet18",
+    "cifar10_vgg16bn",
+    "digits",
+    "fashion_autoencoder",
+    "fashion_resnet",
+    "imagenet_resnet50",
+    "summary",
+]
