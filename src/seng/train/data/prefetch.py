@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing.util  # noqa: F401  its end of the workers has to be registered first, to come after ours
+import os
 import signal
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ def prefetched(
         split: the samples.
         batches: sample numbers, a batch each, as ``epoch_batches`` gives them; a resumed epoch passes the rest.
         draw: which random variation of the samples, where they are augmented: one number for an epoch of a seed.
-        workers: how many prepare batches ahead of the loop; 0: each batch is prepared when it is asked for.
+        workers: how many prepare batches ahead of the loop, no more than there are cores; 0: each batch is prepared
+            when it is asked for.
         device: where the batches go; to a GPU from pinned memory, without waiting. Pictures go as bytes.
 
     Raises:
@@ -63,7 +65,7 @@ def _prefetched(
     loader = DataLoader(
         _Prepared(split, batches, draw),
         batch_size=None,
-        num_workers=workers,
+        num_workers=min(workers, _cores()),
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals,
@@ -93,6 +95,10 @@ class _Prepared(Dataset):
             return take(self.batches[number], self.draw)
         except SengError as error:
             return error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_it_is(prepared: object) -> object:
