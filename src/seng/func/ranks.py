@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch import distributed as dist
 
-from ..errors import choose
+from ..errors import OptionError, choose
 
 
 class Ranks:
@@ -128,6 +128,17 @@ RANKS: dict[str, type[Ranks]] = {"none": Ranks, "joined": Joined, "dealt": Dealt
 
 
 def ranks_for(name: str, call: str) -> Ranks:
-    """Return the named way of working together, or the one that "auto" stands for."""
-    running = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return choose({"auto": RANKS["joined" if running else "none"], **RANKS}, name, call=call, option="distributed")()
+    """Return the named way of working together, or the one that "auto" stands for.
+
+    Raises:
+        OptionError: There is no such way, or no process group.
+    """
+    running = dist.is_available() and dist.is_initialized()
+    auto = RANKS["joined" if running and dist.get_world_size() > 1 else "none"]
+    chosen = choose({"auto": auto, **RANKS}, name, call=call, option="distributed")
+    if issubclass(chosen, Joined) and not running:
+        raise OptionError(
+            call, "no process group", expected="torch.distributed.init_process_group() before", got=name,
+            fix="Start one, or pass distributed='none'",
+        )  # fmt: skip
+    return chosen()

@@ -37,8 +37,9 @@ class Damping:
 class Solver(ABC):
     """A solver made for one set of rows and one damping.
 
-    Laws every subclass obeys: ``solve`` is linear in r; with as many columns as rows it gives (K + lambda I)^-1 r;
-    all ranks get the same coefficients.
+    Laws every subclass obeys: ``solve`` gives (K + lambda I)^-1 r, or an approximation that is linear in r where no
+    iterations refine it; ``trace`` and ``damping`` are exact; all ranks get the same coefficients. Where ``rank``
+    covers all rows the engine takes ``Exact`` in any case.
 
     Args:
         rows: J.

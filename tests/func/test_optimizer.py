@@ -1,0 +1,322 @@
+"""Whole runs: they solve problems, keep the last good parameters, and resume bit for bit."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seng.errors import BatchError, OptionError, StateError
+from seng.func import NaturalGradient, StepResult, laplacian, natural_gradient
+
+from .reference import DTYPE, draw, flat, network
+
+SAME = 1e-12  # the same operations, summed alike
+
+
+def curve(w: Tensor, x: Tensor) -> Tensor:
+    return w[0] * torch.exp(w[1] * x) - 2 * torch.exp(-3 * x)
+
+
+START, X = torch.tensor([1.0, 0.0], dtype=DTYPE), torch.linspace(0, 1, 20, dtype=DTYPE)
+
+
+def poisson(u: Any, x: Tensor) -> Tensor:
+    return laplacian(u, x) + 2 * math.pi**2 * torch.sin(math.pi * x).prod()
+
+
+def run(steps: int, start: Tensor = START, **options: Any) -> tuple[Tensor, NaturalGradient, list[StepResult]]:
+    w = start.clone()
+    optimizer = NaturalGradient(w, curve, **options)
+    return w, optimizer, [optimizer.step(X) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("line_search", ["grid", "backtracking", "none"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_run_fits_a_curve(line_search: str, momentum: float) -> None:
+    w, optimizer, results = run(60, line_search=line_search, momentum=momentum)
+    assert torch.allclose(w, torch.tensor([2.0, -3.0], dtype=DTYPE), atol=1e-6)
+    losses = [result.loss for result in results]
+    assert all(after <= before for before, after in pairwise(losses))
+    assert optimizer.steps == 60
+    assert sum(optimizer.counters[event] for event in ("accepted", "rejected", "skipped", "unsolved")) == 60
+
+
+def test_run_solves_a_boundary_value_problem() -> None:
+    net = network(width=12)
+    points = {"inside": draw(60, 2), "edge": draw(40, 2, seed=1)}
+    points["edge"][torch.arange(40), torch.arange(40) % 2] = (torch.arange(40) % 4 // 2).to(DTYPE)
+    optimizer = NaturalGradient(net, {"inside": poisson, "edge": lambda u, x: u(x)}, weights={"edge": 10.0})
+    for _ in range(80):
+        optimizer.step(points)
+    x = draw(200, 2, seed=2)
+    solution = torch.sin(math.pi * x).prod(1)
+    with torch.no_grad():
+        error = (net(x)[:, 0] - solution).norm() / solution.norm()
+    assert error < 0.02  # gradient descent stays near 1 at this size and count
+
+
+def test_results_say_what_happened() -> None:
+    _, _, results = run(3)
+    for k, (result, following) in enumerate(pairwise(results)):
+        assert result.step == k
+        assert result.accepted
+        assert result.loss_after == pytest.approx(following.loss, rel=SAME)
+        info = result.info
+        assert info is not None
+        assert result.gain_ratio is not None
+        promised = result.length * info.slope - result.length**2 * info.curvature / 2
+        assert result.gain_ratio == pytest.approx((result.loss - result.loss_after) / promised, rel=SAME)
+
+
+def test_step_follows_the_pure_function() -> None:
+    w, optimizer, (result,) = run(1, damping=0.2)
+    d, info = natural_gradient(curve, START, X, damping=0.2)
+    torch.testing.assert_close(w, START - result.length * d, rtol=SAME, atol=SAME)
+    assert result.info == info
+    assert optimizer.params is w
+
+
+def test_momentum_keeps_the_last_direction() -> None:
+    w, _, _ = run(2, momentum=0.6, line_search="none", damping_rule="constant")
+    first, _ = natural_gradient(curve, START, X)
+    after = START - first
+    second, _ = natural_gradient(curve, after, X, momentum=0.6, previous=first)
+    torch.testing.assert_close(w, after - second, rtol=SAME, atol=SAME)
+
+
+def test_none_with_constant_damping_takes_every_finite_step() -> None:
+    w = torch.tensor([0.1], dtype=DTYPE)
+    optimizer = NaturalGradient(
+        w, lambda w, x: torch.atan(5 * w) * x, line_search="none", damping_rule="constant", damping=1e-9, lr=30.0
+    )
+    result = optimizer.step(X)
+    assert result.accepted
+    assert result.loss_after > result.loss
+
+
+@pytest.mark.parametrize("line_search", ["grid", "backtracking", "none"])
+def test_uphill_step_is_rejected_and_damping_rises(line_search: str) -> None:
+    w = torch.tensor([0.1], dtype=DTYPE)
+    optimizer = NaturalGradient(w, lambda w, x: torch.atan(5 * w) * x, line_search=line_search, lr=1e9)
+    result = optimizer.step(X)
+    if line_search == "backtracking":  # 20 halvings are not enough from there
+        assert result.reason == "no step length lowers the loss"
+    assert not result.accepted
+    assert result.gain_ratio is None
+    assert result.loss_after == result.loss
+    assert optimizer.damping > 0.1
+    assert torch.equal(w, torch.tensor([0.1], dtype=DTYPE))
+    assert optimizer.counters["rejected"] == 1
+
+
+def test_rejected_steps_are_followed_by_good_ones() -> None:
+    w, optimizer, _ = run(80, line_search="none", lr=8.0)
+    assert optimizer.counters["rejected"] > 0
+    assert optimizer.counters["accepted"] > 0
+    assert float(curve(w, X).square().mean()) < float(curve(START, X).square().mean())
+
+
+def test_batch_that_is_not_finite_is_skipped() -> None:
+    w, optimizer, _ = run(2)
+    before, damping = w.clone(), optimizer.damping
+    bad = X.clone()
+    bad[3] = math.nan
+    with pytest.warns(UserWarning, match=r"step skipped, parameters kept: .*\{'residual': 1\}"):
+        result = optimizer.step(bad)
+    assert not result.accepted
+    assert result.info is None
+    assert torch.equal(w, before)
+    assert optimizer.damping == damping
+    assert optimizer.counters["skipped"] == 1
+    assert optimizer.step(X).accepted
+
+
+def test_unsolvable_step_keeps_the_parameters() -> None:
+    w = draw(2)
+    optimizer = NaturalGradient(w, lambda w, x: x + 0 * w[0])
+    before = w.clone()
+    with pytest.warns(UserWarning, match="step unsolved, parameters kept: .*no output depends on a parameter"):
+        result = optimizer.step(X)
+    assert not result.accepted
+    assert optimizer.counters["unsolved"] == 1
+    assert torch.equal(w, before)
+
+
+def test_structural_faults_are_raised() -> None:
+    w = draw(2)
+    optimizer = NaturalGradient(w, lambda w, x: x.long())
+    with pytest.raises(BatchError, match=r"step\(\): function of 'residual' cannot be used"):
+        optimizer.step(X)
+    assert optimizer.steps == 0
+
+
+@pytest.mark.parametrize("kind", ["tensor", "dict", "module"])
+def test_parameters_are_updated_in_place(kind: str) -> None:
+    net = nn.Linear(1, 1).double()
+    params: Any = {"tensor": draw(2), "dict": {"a": draw(1), "b": [draw(1, seed=1)]}, "module": net}[kind]
+    functions: dict[str, Any] = {
+        "tensor": lambda w, x: w[0] * x + w[1] - 3 * x,
+        "dict": lambda q, x: q["a"] * x + q["b"][0] - 3 * x,
+        "module": lambda net, x: net(x[None]) - 3 * x,
+    }
+    leaves = [params] if kind == "tensor" else [params["a"], params["b"][0]] if kind == "dict" else [*net.parameters()]
+    pointers = [leaf.data_ptr() for leaf in leaves]
+    optimizer = NaturalGradient(params, functions[kind])
+    for _ in range(10):
+        optimizer.step(X)
+    assert [leaf.data_ptr() for leaf in leaves] == pointers
+    torch.testing.assert_close(flat(leaves), torch.tensor([3.0, 0.0], dtype=DTYPE), rtol=0, atol=1e-6)
+
+
+def test_damping_follows_a_schedule() -> None:
+    _, _, results = run(3, damping=lambda step: 0.5 / (step + 1), damping_rule="constant")
+    assert [result.damping for result in results] == [0.5, 0.25, 0.5 / 3]
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.5}, {"solver": "gaussian", "rank": 7, "seed": 3}])
+def test_run_resumes_bit_for_bit(options: dict[str, Any], tmp_path: Any) -> None:
+    whole, _, results = run(8, **options)
+    half, optimizer, _ = run(4, **options)
+    torch.save({"w": half, "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    w = saved["w"]
+    resumed = NaturalGradient(w, curve, **{**options, "seed": 99})
+    resumed.load_state_dict(saved["optimizer"])
+    assert [resumed.step(X) for _ in range(4)] == results[4:]
+    assert torch.equal(w, whole)
+    assert resumed.counters["accepted"] + resumed.counters["rejected"] == 8
+
+
+def test_state_is_a_copy() -> None:
+    _, optimizer, _ = run(2, momentum=0.5)
+    state = optimizer.state_dict()
+    before = state["previous"].clone()
+    optimizer.step(X)
+    assert torch.equal(state["previous"], before)
+    optimizer.load_state_dict(state)
+    optimizer.step(X)
+    assert torch.equal(state["previous"], before)
+    assert state["counters"]["accepted"] == 2
+
+
+def _changed(**changes: Any) -> Any:
+    return lambda state: {**state, **changes}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda state: [], "not a whole state"),
+        (lambda state: {key: value for key, value in state.items() if key != "step"}, "not a whole state"),
+        (_changed(more=1), "not a whole state"),
+        (_changed(version=99), "another version: expected 1, got 99"),
+        (_changed(layout={"": [3]}), "a state of other parameters"),
+        (_changed(step=-1), "step cannot be read"),
+        (_changed(seed=True), "seed cannot be read"),
+        (_changed(damping=math.nan), "damping cannot be read"),
+        (_changed(damping=0.0), "damping cannot be read"),
+        (_changed(counters={"accepted": 1}), "counters cannot be read"),
+        (_changed(previous=torch.zeros(3, dtype=DTYPE)), "last direction cannot be read"),
+        (_changed(previous=torch.zeros(2)), "last direction cannot be read"),
+        (_changed(previous=torch.full((2,), math.nan, dtype=DTYPE)), "last direction cannot be read"),
+    ],
+)
+def test_bad_state_is_refused_and_changes_nothing(spoil: Any, problem: str) -> None:
+    _, optimizer, _ = run(2, momentum=0.5)
+    state = optimizer.state_dict()
+    with pytest.raises(StateError, match=problem):
+        optimizer.load_state_dict(spoil(state))
+    after = optimizer.state_dict()
+    assert torch.equal(after.pop("previous"), state.pop("previous"))
+    assert after == state
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"lr": 0.0}, "lr out of range: expected a number > 0"),
+        ({"momentum": 1.0}, "momentum out of range: expected a number >= 0 and < 1"),
+        ({"damping": 0.0}, "damping out of range: expected a number > 0"),
+        ({"damping": lambda step: -1.0, "damping_rule": "constant"}, "damping out of range"),
+        ({"damping": lambda step: 0.1}, "damping has two masters"),
+        ({"damping_rule": "levenberg"}, "unknown damping_rule.*Did you mean 'levenberg_marquardt'"),
+        ({"line_search": "gird"}, "unknown line_search.*Did you mean 'grid'"),
+        ({"fisher": "gauss"}, "unknown fisher"),
+        ({"solver": "nystroem"}, "unknown solver.*Did you mean 'nystrom'"),
+        ({"damping_mode": 1}, "unknown damping_mode"),
+        ({"distributed": "all"}, "unknown distributed"),
+        ({"rank": 0}, "rank out of range: expected an integer >= 1"),
+        ({"rank": True}, "rank out of range"),
+        ({"iterations": -1}, "iterations out of range"),
+        ({"tolerance": 0.0}, "tolerance out of range"),
+        ({"memory": 1.5}, "memory out of range"),
+        ({"seed": -1}, "seed out of range"),
+        ({"per_sample": 1}, "per_sample out of range"),
+        ({"row_dtype": torch.float16}, "row_dtype out of range"),
+        ({"solve_dtype": None}, "solve_dtype out of range"),
+        ({"weights": {"residual": -1.0}}, "weights out of range"),
+        ({"weights": [1.0]}, "weights out of range"),
+        ({"dampnig_mode": "absolute"}, "unknown option.*Did you mean 'damping_mode'"),
+        ({"zzz": 1}, "unknown option.*Remove it"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(OptionError, match=rf"NaturalGradient\(\): {problem}"):
+        NaturalGradient(START.clone(), curve, **options)
+
+
+def test_schedule_out_of_range_is_refused_at_its_step() -> None:
+    optimizer = NaturalGradient(START.clone(), curve, damping=lambda step: 0.1 - step, damping_rule="constant")
+    optimizer.step(X)
+    with pytest.raises(OptionError, match=r"step\(\): damping out of range"):
+        optimizer.step(X)
+
+
+@pytest.mark.parametrize(
+    ("params", "got"),
+    [
+        ({}, r"\[\]"),
+        (3.0, "float"),
+        (torch.arange(3), "torch.int64"),
+        ([torch.ones(1), torch.ones(1, dtype=DTYPE)], "float32.*float64"),
+        (nn.ReLU(), r"\[\]"),
+    ],
+)
+def test_parameters_that_cannot_be_used_are_refused(params: Any, got: str) -> None:
+    with pytest.raises(OptionError, match=f"params cannot be used: expected trainable floating tensors.*got.*{got}"):
+        NaturalGradient(params, curve)
+
+
+@pytest.mark.parametrize(
+    ("fn", "batch", "problem"),
+    [
+        (curve, {"a": X, "b": X[:3]}, "batch of 'residual' cannot be used"),
+        (curve, torch.tensor(1.0), "batch of 'residual' cannot be used"),
+        (curve, X[:0], "batch of 'residual' cannot be used"),
+        (curve, (X, "text"), "batch of 'residual' cannot be used"),
+        ({"a": curve}, X, r"expected \"?a dict with the keys \['a'\].*got 'Tensor'"),
+        ({"a": curve, "b": curve}, {"a": X}, "batch does not fit the terms"),
+        (lambda w, x: 1.0, X, "function of 'residual' cannot be used.*got 'float'"),
+        (lambda w, x: w[:0], X, r"function of 'residual' cannot be used.*got 'torch.float64 \[0\]'"),
+        (lambda w, x: (w, x), X, "function of 'residual' cannot be used.*got 'tuple'"),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused(fn: Any, batch: Any, problem: str) -> None:
+    with pytest.raises(BatchError, match=problem):
+        natural_gradient(fn, START, batch)
+
+
+@pytest.mark.parametrize(("fn", "problem"), [(3, "residual_fn cannot be used"), ({}, "residual_fn cannot be used")])
+def test_functions_that_are_none_are_refused(fn: Any, problem: str) -> None:
+    with pytest.raises(OptionError, match=problem):
+        natural_gradient(fn, START, {} if fn == {} else X)
+
+
+def test_weights_of_unknown_terms_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"weights name no term: expected .*\['residual'\]"):
+        natural_gradient(curve, START, X, weights={"boundary": 2.0})
