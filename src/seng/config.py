@@ -66,8 +66,9 @@ class Options:
             gradients of those layers exist after step() only, so clipping them before has no effect.
         preset: "paper" for the settings of the paper, or None.
         seed: Seed of every random draw, >= 0.
-        explicit_limit: Parameters of the largest layer that "auto" treats explicitly or exactly whatever the
-            cost; None lets costs alone decide. Set by the preset.
+        explicit_limit: Parameters of the largest layer that "auto" treats explicitly or exactly whatever the cost;
+            larger ones are implicit where that holds less or is less work. None lets costs alone decide. Set by the
+            preset.
 
     Raises:
         OptionError: A value is of the wrong type or out of range.

@@ -199,8 +199,9 @@ def require_known(options: Options, call: str) -> None:
 def choose_block(size: Size, options: Options, interval: int) -> Choice:
     """Return the estimator with the least work a step, refreshes spread over their interval.
 
-    "auto" leaves the exact ones where a layer is above ``explicit_limit`` parameters, or where the cheapest exact one
-    would hold more than EXACT_LIMIT bytes or refresh in more than REFRESH_SHARE backward passes.
+    "auto" leaves the exact ones, where a sketch is less work, for layers whose cheapest exact one would hold more than
+    EXACT_LIMIT bytes or refresh in more than REFRESH_SHARE backward passes. Where ``explicit_limit`` is given it leaves
+    them for layers above so many parameters, if a sketch holds less or is less work.
     """
     if size.members:
         kept = Choice("operator", options.rank, options.sketch, options.sketch_size)
@@ -233,8 +234,9 @@ def _choose_single(size: Size, options: Options, interval: int) -> Choice:
     excess = _excess(size, best, limit)
     if excess is None:
         return replace(best, reason="exact is affordable")
-    if work(costed["implicit"]) < work(best):
-        return replace(costed["implicit"], reason=excess)
+    sketched = costed["implicit"]
+    if work(sketched) < work(best) or (limit is not None and sketched.nbytes < best.nbytes):
+        return replace(sketched, reason=excess)
     return replace(best, reason=f"{excess}, but a sketch is more work")
 
 
