@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -38,7 +39,7 @@ def test_plan_for_scripts_is_the_library_s_plan(call):
     assert code == 0
     told = json.loads(printed)
     config = override(build_recipe("digits"), {"batch_size": "32", "seng.power": "1"})
-    assert told == {"recipe": "digits", "batch_size": 32, **plan_run(config).to_dict((1, 5))}
+    assert told == {"recipe": "digits", "batch_size": 32, "processes": 1, **plan_run(config).to_dict((1, 5))}
     assert told["shares"].keys() == {"1", "5", "10"}
     assert {row["dimensions"]["n"] for row in told["rows"]} == {32}
     assert {row["solver"] for row in told["rows"]} == {"cholesky"}
@@ -47,8 +48,16 @@ def test_plan_for_scripts_is_the_library_s_plan(call):
 def test_plan_tells_of_dense_refreshes_and_plans_for_those_after(call):
     code, printed = call("plan", "digits", "--set", "refresh_always_until=25", "--set", "refresh_every=7")
     assert code == 0
-    assert "refreshed every 7 steps\nand at each of the first 25 steps" in printed
+    assert "refreshed every 7 steps and at the first 25" in printed
     assert "every 7: " in printed
+
+
+def test_plan_is_what_one_of_several_processes_does(call):
+    code, printed = call("plan", "digits", "--processes", "3", "--json")
+    assert code == 0
+    told = json.loads(printed)
+    assert {row["dimensions"]["n"] for row in told["rows"]} == {22}  # 64 samples are dealt as 22, 21, 21
+    assert call("plan", "digits", "--processes", "3")[1].startswith("digits, batches of 64 over 3 processes,")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -77,8 +86,6 @@ def test_plan_without_data_is_that_of_the_real_model(name: str):
 
 
 def test_plan_default_intervals_are_the_library_s(call):
-    import inspect
-
     assert inspect.signature(plan_command).parameters["intervals"].default == ",".join(map(str, INTERVALS))
 
 
@@ -93,6 +100,7 @@ def test_plan_default_intervals_are_the_library_s(call):
         (("digits", "--set", "dampin=1"), "Did you mean 'damping'"),
         (("digits", "--batch-size", "none"), "bad value for batch_size"),
         (("digits", "--set", "estimator=exat"), "Did you mean 'exact'"),
+        (("digits", "--processes", "0"), "--processes"),
         ((), "Missing argument"),
     ],
 )

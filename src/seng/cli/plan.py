@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ..preflight import Plan
 
 EXAMPLES = (
-    "seng plan imagenet-resnet50",
+    "seng plan imagenet-resnet50 --processes 4",
     "seng plan digits --batch-size 256 --intervals 1,5,25",
     "seng plan fashion-resnet --set estimator=implicit --set rank=8 --json",
 )
@@ -32,7 +33,8 @@ UNBOUNDED = 200  # columns of a table that goes to a file
 def plan_command(
     recipe: RecipeArgument,
     optimizer: Annotated[str, typer.Option(help="seng: no other keeps curvature.")] = "seng",
-    batch_size: Annotated[str | None, typer.Option(metavar="N", help="Samples a step, of one process.")] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N", help="Samples a step, over all processes.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share a step's samples.")] = 1,
     intervals: Annotated[
         str, typer.Option(metavar="N,N,...", help="Steps between refreshes to tell costs for.")
     ] = "1,10,100,200,1000",
@@ -49,18 +51,22 @@ def plan_command(
     changes |= dict(assignment(text, "seng plan") for text in assignments or ())
     config = override(build_recipe(recipe, optimizer), changes)
     steps = _intervals(intervals)
-    planned = plan_run(config)
+    planned = plan_run(config, processes)
     if as_json:
-        head = {"recipe": recipe, "batch_size": config.batch_size}
+        head = {"recipe": recipe, "batch_size": config.batch_size, "processes": processes}
         print(json.dumps(head | planned.to_dict(steps), indent=2))
         return
-    show(planned, config, steps)
+    show(planned, config, processes, steps)
 
 
-def plan_run(config: RunConfig) -> Plan:
-    """Plan the curvature of a run from shapes alone: on the meta device, without its data.
+def plan_run(config: RunConfig, processes: int = 1) -> Plan:
+    """Plan what one process of a run holds and does, from shapes alone: on the meta device, without its data.
 
     The interval is the one between refreshes after the first, dense ones.
+
+    Args:
+        config: The run's settings.
+        processes: How many share the samples of a step.
 
     Raises:
         ConfigError: The run's optimizer keeps no curvature.
@@ -82,22 +88,22 @@ def plan_run(config: RunConfig) -> Plan:
     with torch.device("meta"):
         model = build_model(config.model, data)
     sample = data.inputs(1)
-    inputs = torch.empty(config.batch_size, *sample.shape[1:], dtype=sample.dtype, device="meta")
+    samples = math.ceil(config.batch_size / processes)
+    inputs = torch.empty(samples, *sample.shape[1:], dtype=sample.dtype, device="meta")
     return plan(model, inputs, **seng_options(replace(seng, refresh_always_until=0), steps_per_epoch=1))
 
 
-def show(planned: Plan, config: RunConfig, intervals: tuple[int, ...]) -> None:
+def show(planned: Plan, config: RunConfig, processes: int, intervals: tuple[int, ...]) -> None:
     """Print a plan as a table with its totals."""
     from ..preflight import COLUMNS
 
     console = Console(highlight=False, soft_wrap=True)
     console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=UNBOUNDED)
     seng = config.optimizer.seng or SengConfig()
-    console.print(
-        f"{config.recipe}, batches of {config.batch_size}, refreshed every {planned.interval} steps", markup=False
-    )
-    if seng.refresh_always_until:
-        console.print(f"and at each of the first {seng.refresh_always_until} steps", markup=False)
+    shared = f" over {processes} processes" if processes > 1 else ""
+    dense = f" and at the first {seng.refresh_always_until}" if seng.refresh_always_until else ""
+    head = f"{config.recipe}, batches of {config.batch_size}{shared}, refreshed every {planned.interval} steps{dense}"
+    console.print(head, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in COLUMNS:
         right = name in ("parameters", "MiB", "refresh", "apply")
