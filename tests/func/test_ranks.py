@@ -25,11 +25,10 @@ from .worker import CASES, STEPS
 
 EXACT = 1e-9  # float64, sums in the order of the ranks, systems of condition up to 1e5
 LOOSE = 1e-5  # the Nystrom solution stops at a relative residual of 1e-6
-HANG = 120  # seconds after which the ranks are taken to wait for each other for ever
-WORLDS = (1, 2, 3)
+HANG = 240  # seconds after which the ranks are taken to wait for each other for ever
+WORLDS = [pytest.param(3), *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))]  # three say the most
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
-each_world = pytest.mark.parametrize("world", WORLDS)
 each_mode = pytest.mark.parametrize("mode", ["joined", "dealt"])
 
 
@@ -47,23 +46,20 @@ def start(world: int, folder: Path) -> list[subprocess.Popen[str]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What each rank saw, by the number of ranks."""
-    seen = {}
-    for world in WORLDS:
-        folder = tmp_path_factory.mktemp(f"ranks{world}")
-        started = start(world, folder)
-        try:
-            said = [process.communicate(timeout=HANG)[0] for process in started]
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"{world} ranks did not finish in {HANG} s: a collective call is missing on one of them")
-        finally:
-            for process in started:
-                process.kill()
-        assert [process.returncode for process in started] == [0] * world, "\n".join(said)
-        seen[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
-    return seen
+@pytest.fixture(scope="module", params=WORLDS)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank saw."""
+    world, folder = request.param, tmp_path_factory.mktemp("ranks")
+    started = start(world, folder)
+    try:
+        said = [process.communicate(timeout=HANG)[0] for process in started]
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{world} ranks did not finish in {HANG} s: a collective call is missing on one of them")
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * world, "\n".join(said)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +73,12 @@ def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
     return bool(torch.linalg.norm(got - expected) <= tolerance * torch.linalg.norm(expected))
 
 
-@each_world
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("nystrom", "gaussian", "sampled")])
 @each_mode
 def test_ranks_find_the_direction_of_one_process(
-    ranks: dict[int, list[dict[str, Any]]], alone: dict[str, Any], world: int, case: str, mode: str
+    ranks: list[dict[str, Any]], alone: dict[str, Any], case: str, mode: str
 ) -> None:
-    for rank in ranks[world]:
+    for rank in ranks:
         got = rank[mode][case]
         assert close(got["d"], alone[case]["d"], EXACT)
         assert got["loss"] == pytest.approx(alone[case]["loss"], rel=EXACT)
@@ -91,33 +86,30 @@ def test_ranks_find_the_direction_of_one_process(
         assert got["error"] < EXACT
 
 
-@each_world
 @each_mode
 def test_sketches_are_refined_to_the_same_direction(
-    ranks: dict[int, list[dict[str, Any]]], alone: dict[str, Any], world: int, mode: str
+    ranks: list[dict[str, Any]], alone: dict[str, Any], mode: str
 ) -> None:
-    for rank in ranks[world]:
+    for rank in ranks:
         assert close(rank[mode]["nystrom"]["d"], alone["exact"]["d"], LOOSE)
 
 
-@each_world
 @each_mode
 @pytest.mark.parametrize("case", ["gaussian", "sampled"])
 def test_random_directions_are_the_same_where_rows_keep_their_order(
-    ranks: dict[int, list[dict[str, Any]]], alone: dict[str, Any], world: int, mode: str, case: str
+    ranks: list[dict[str, Any]], alone: dict[str, Any], mode: str, case: str
 ) -> None:
-    got = [rank[mode][case] for rank in ranks[world]]
+    got = [rank[mode][case] for rank in ranks]
     assert all(torch.equal(g["d"], got[0]["d"]) for g in got)
-    if world == 1 or (case == "sampled"):
+    if len(ranks) == 1 or case == "sampled":
         assert close(got[0]["d"], alone[case]["d"], EXACT)
 
 
-@each_world
 @each_mode
 def test_runs_stay_bit_equal_and_take_the_steps_of_one_process(
-    ranks: dict[int, list[dict[str, Any]]], alone: dict[str, Any], world: int, mode: str
+    ranks: list[dict[str, Any]], alone: dict[str, Any], mode: str
 ) -> None:
-    runs = [rank[mode]["run"] for rank in ranks[world]]
+    runs = [rank[mode]["run"] for rank in ranks]
     assert all(torch.equal(one["w"], runs[0]["w"]) for one in runs)
     assert all(one["lengths"] == alone["run"]["lengths"] for one in runs)
     assert close(runs[0]["w"], alone["run"]["w"], EXACT)
@@ -125,18 +117,16 @@ def test_runs_stay_bit_equal_and_take_the_steps_of_one_process(
     assert len(runs[0]["lengths"]) == STEPS
 
 
-@each_world
-def test_bad_batch_on_one_rank_is_skipped_on_all(ranks: dict[int, list[dict[str, Any]]], world: int) -> None:
+def test_bad_batch_on_one_rank_is_skipped_on_all(ranks: list[dict[str, Any]]) -> None:
     before = worker.flat(worker.network().parameters())
-    for rank in ranks[world]:
+    for rank in ranks:
         assert rank["joined"]["spoiled"]["accepted"] is False
         assert rank["joined"]["spoiled"]["skipped"] == 1
         assert torch.equal(rank["joined"]["spoiled"]["w"], before)
 
 
-@each_world
-def test_unsolvable_systems_are_refused_on_all_ranks(ranks: dict[int, list[dict[str, Any]]], world: int) -> None:
-    assert all("no output depends on a parameter" in rank["joined"]["singular"] for rank in ranks[world])
+def test_unsolvable_systems_are_refused_on_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    assert all("no output depends on a parameter" in rank["joined"]["singular"] for rank in ranks)
 
 
 @pytest.fixture

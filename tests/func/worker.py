@@ -98,7 +98,9 @@ def spoiled(share: Any, rank: int) -> dict[str, Any]:
     batch = share(whole())
     if rank == 0:
         batch["inside"][0][0] = math.nan
-    result = optimizer.step(batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = optimizer.step(batch)
     return {"w": flat(net.parameters()), "accepted": result.accepted, "skipped": optimizer.counters["skipped"]}
 
 
@@ -116,7 +118,7 @@ def main(rank: int, world: int, store: str, out: str) -> None:
     warnings.simplefilter("ignore")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=180)
     )
     torch.save({name: scenarios(rank, world, name) for name in ("joined", "dealt")}, out)
     dist.barrier()
