@@ -169,6 +169,14 @@ def test_errors_are_json_for_scripts(arguments, kind: str, words: str):
     assert words in told["error"]
 
 
+def test_exit_codes_of_help_are_those_of_the_page():
+    page = ROOT.parent / "docs" / "errors.md"
+    if not page.exists():
+        pytest.skip("installed without its documentation")
+    rows = re.findall(r"^\| (\d+) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [int(code) for code in rows] == [int(code) for code in re.findall(r"\d+", cli.EXIT_CODES)]
+
+
 def test_unexpected_failures_exit_with_1_and_a_traceback():
     failing = "from seng import cli; cli.app.command('fail')(lambda: 1 / 0); cli.main(['fail'])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
