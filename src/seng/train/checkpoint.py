@@ -58,11 +58,12 @@ def checkpoint_path(folder: Path, step: int, rank: int = 0) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the first process's files in a folder, the newest first."""
-    return sorted(folder.glob("step-*[0-9].pt"), key=_step, reverse=True) if folder.is_dir() else []
+    found = (path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name))
+    return sorted(found, key=_step, reverse=True)
 
 
 def _step(path: Path) -> int:
-    found = re.match(r"step-(\d+)", path.name)
+    found = re.match(r"step-(\d+)\.", path.name)
     return int(found[1]) if found else -1
 
 

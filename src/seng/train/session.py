@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -62,8 +63,8 @@ class Session:
     def batches(
         self, split: Split, batches: Sequence[Tensor], draw: int = 0
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Yield batches of sample numbers on the device, prepared ahead; closing the generator ends its workers."""
-        yield from prefetched(split, batches, draw=draw, workers=self.config.data.workers, device=self.device)
+        """Return batches of sample numbers one by one, on the device, prepared ahead; closing them ends the workers."""
+        return prefetched(split, batches, draw=draw, workers=self.config.data.workers, device=self.device)
 
     def answer(self, network: nn.Module, inputs: Tensor) -> Tensor:
         """Return the outputs of ``model`` or ``forward``, computed at the run's precision, in float32."""
@@ -108,6 +109,8 @@ def build_session(config: RunConfig, ranks: Ranks = ALONE) -> Session:
 def _set_up_torch(config: RunConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.precision == "fp16":  # the scaler may skip the first steps; the schedule counts them all the same
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)`", UserWarning)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs
         torch.use_deterministic_algorithms(True)
