@@ -14,7 +14,7 @@ from seng.errors import SengError
 from seng.train import data
 from seng.train.config import DataConfig
 from seng.train.data import fashion
-from seng.train.errors import DataError
+from seng.train.errors import ConfigError, DataError
 
 from .fashion_files import images, labels, write_fashion
 
@@ -143,3 +143,17 @@ def test_mnist_absent_says_which_files_it_wants(tmp_path: Path):
 def test_unknown_data_set_lists_the_known():
     with pytest.raises(SengError, match=r"unknown data set.*fashion-mnist.*Did you mean 'digits'"):
         data.load_dataset(DataConfig("digit"))
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (DataConfig("digits", augment=True), r"digits has no use for data.augment: expected False, got True"),
+        (DataConfig("fashion-mnist", size=32), r"fashion-mnist has no use for data.size: expected 0, got 32"),
+        (DataConfig("cifar10", size=64), r"cifar10 has no use for data.size"),
+    ],
+)
+def test_data_set_refuses_a_setting_that_it_would_not_act_upon(config: DataConfig, match: str):
+    for ask in (data.load_dataset, data.signature):
+        with pytest.raises(ConfigError, match=match):
+            ask(config)

@@ -62,7 +62,12 @@ def signature(config: DataConfig) -> Signature:
 
 
 def _source(config: DataConfig) -> Source:
-    return choose(DATASETS, config.name, call="load_dataset", option="data set")
+    source = choose(DATASETS, config.name, call="load_dataset", option="data set")
+    for option, unset in (("augment", False), ("size", 0)):
+        if (got := getattr(config, option)) != unset and option not in source.options:
+            problem, fix = f"{config.name} has no use for data.{option}", "Leave it out"
+            raise ConfigError("load_dataset", problem, expected=repr(unset), got=got, fix=fix)
+    return source
 
 
 __all__ = [

@@ -93,11 +93,16 @@ class Signature:
 
 @dataclass(frozen=True)
 class Source:
-    """How a data set is loaded, a line that says whether it is there, and what its samples look like."""
+    """A data set: how to load it, a line that says whether it is there, and what its samples look like.
+
+    Attributes:
+        options: which of ``DataConfig``'s "augment" and "size" it acts upon; the others are refused.
+    """
 
     load: Callable[[DataConfig], Dataset]
     status: Callable[[DataConfig], str]
     signature: Callable[[DataConfig], Signature]
+    options: frozenset[str] = frozenset()
 
 
 def epoch_batches(samples: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:

@@ -116,4 +116,9 @@ PLACE = Place(
     get=GET_CIFAR,
 )
 
-CIFAR10 = Source(load_cifar, PLACE.status, signature=lambda config: Signature(SHAPE, CLASSES))
+CIFAR10 = Source(
+    load_cifar,
+    PLACE.status,
+    signature=lambda config: Signature(SHAPE, CLASSES),
+    options=frozenset({"augment"}),
+)

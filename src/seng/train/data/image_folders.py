@@ -156,4 +156,5 @@ IMAGENET = Source(
     load_imagenet,
     PLACE.status,
     signature=lambda config: Signature((3, _size(config), _size(config)), CLASSES),
+    options=frozenset({"augment", "size"}),
 )

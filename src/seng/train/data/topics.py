@@ -120,4 +120,5 @@ TOPICS = Source(
     load_topics,
     topics_status,
     signature=lambda config: Signature((_length(config),), classes=len(set(topics_text()))),
+    options=frozenset({"augment", "size"}),
 )
