@@ -28,6 +28,7 @@ from .optimizer import NaturalGradient, StepResult
 from .problem import NotFiniteError
 from .ranks import RANKS, Ranks
 from .solvers import SOLVERS, Solver
+from .verify import verify
 
 __all__ = [
     "DAMPING_RULES",
@@ -50,4 +51,5 @@ __all__ = [
     "natural_gradient",
     "partial",
     "taylor",
+    "verify",
 ]
