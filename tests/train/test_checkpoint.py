@@ -187,9 +187,10 @@ def _write(folder: Path, session: Session, *steps: int) -> None:
 def test_only_the_last_checkpoints_are_kept(tmp_path: Path, session: Session):
     keeping = replace(session, config=replace(session.config, keep=3))
     (tmp_path / "best.pt").write_text("not a run's own")
+    (tmp_path / ".step-00000004.pt.partial").write_text("half of one, by a killed process")
     _write(tmp_path, keeping, 1, 2, 10, 9, 100)
     assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:08d}.pt" for step in (100, 10, 9)]
-    assert (tmp_path / "best.pt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if path not in checkpoints(tmp_path)) == ["best.pt"]
 
 
 def test_no_checkpoint_means_the_beginning(tmp_path: Path, session: Session):

@@ -79,7 +79,7 @@ def write_checkpoint(folder: Path, session: Session, position: Position) -> None
     if ranks.first:
         save_checkpoint(checkpoint_path(folder, position.step), session, position)
         kept = {_step(path) for path in checkpoints(folder)[: session.config.keep]}
-        for path in folder.glob("step-*.pt"):
+        for path in (*folder.glob("step-*.pt"), *folder.glob(".step-*.partial")):  # the latter of a killed process
             if _step(path) not in kept:
                 path.unlink(missing_ok=True)
 

@@ -46,7 +46,8 @@ class RunFolder:
     def files(self) -> list[Path]:
         """Return the files of a run that are there."""
         single = [path for path in (self.config, self.metrics, self.curves) if path.exists()]
-        return [*single, *self.checkpoints.glob("step-*.pt"), *self.tensorboard.glob("events.out.tfevents.*")]
+        saved = [*self.checkpoints.glob("step-*.pt"), *self.checkpoints.glob(".step-*.partial")]
+        return [*single, *saved, *self.tensorboard.glob("events.out.tfevents.*")]
 
 
 def create_run(path: Path, config: RunConfig, *, overwrite: bool = False) -> RunFolder:
