@@ -158,7 +158,7 @@ def test_names_of_runs_and_layers_are_text_in_the_browser(browser: str, tmp_path
     answer = probe(browser, page, script, {"wide": 1200}, tmp_path)["wide"]
     assert (answer["problems"], answer["hacked"], answer["images"]) == ([], True, 0)
     assert answer["layer"] == HOSTILE_LAYER
-    assert [html.unescape(name) for name in answer["names"]] == [f"{HOSTILE_LAYER}, {HOSTILE_RUN} (SENG)"]
+    assert [html.unescape(name) for name in answer["names"]] == [f"layer {HOSTILE_LAYER}, {HOSTILE_RUN} (SENG)"]
     assert "<" not in answer["names"][0]
 
 

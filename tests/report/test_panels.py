@@ -133,14 +133,47 @@ def test_time_unit_suits_the_longest_run(content: Content, seconds: float, unit:
     assert _points(panel, 1, "training")[0][0] == seconds / unit[1]
 
 
-def test_loss_axis_ends_not_far_below_the_best_test_loss(tmp_path: Path):
+def test_loss_axis_shows_all_but_batches_far_below_the_best_test_loss(tmp_path: Path):
     config = build_recipe("digits", "sgd")
-    records = make_records("sgd", 2)
-    (run,), _ = read_runs([write_run(tmp_path / "run", config, records)])
-    least = min(record.loss for record in run.steps)
-    assert curve_panels([run])[0].floor == least
+    (run,), _ = read_runs([write_run(tmp_path / "run", config, make_records("sgd", 2))])
+    losses = [record.loss for record in run.steps] + [record.test_loss for record in run.epochs]
+    low, high = _span(curve_panels([run])[0])
+    assert 0.8 * min(losses) < low < min(losses)
+    assert max(losses) < high < 1.2 * max(losses)
     deep = replace(run, records=(*run.records, replace(run.steps[-1], loss=1e-9)))
-    assert curve_panels([deep])[0].floor == min(epoch.test_loss for epoch in run.epochs) / BELOW_TEST
+    least = min(epoch.test_loss for epoch in run.epochs) / BELOW_TEST
+    assert 0.8 * least < _span(curve_panels([deep])[0])[0] < least
+
+
+def test_spectrum_axis_ends_where_eigenvalues_are_rounding_errors(content: Content):
+    run = content.runs[0]
+    last = run.curvature[-1]
+    spectra = {layer: [*values[:-1], 1e-40] for layer, values in last.spectra.items()}
+    (spectrum,) = state_panels([replace(run, records=(*run.records, replace(last, spectra=spectra)))])[-1:]
+    low, high = _span(spectrum)
+    largest = max(values[0] for values in spectra.values())
+    assert largest < high < 10 * largest
+    assert 1e-13 * largest < low < 1e-12 * largest
+
+
+def test_loss_axis_bears_a_single_value(tmp_path: Path):
+    record = StepRecord(1, 1, 0.5, None, 0.1, 0.1, 10.0)
+    (run,), _ = read_runs([write_run(tmp_path / "run", build_recipe("digits", "sgd"), [record])])
+    low, high = _span(curve_panels([run])[0])
+    assert low < 0.5 < high
+
+
+def test_accuracy_axis_shows_all_that_follows_the_first_quarter(content: Content):
+    for panel in content.curves[2:]:
+        low, high = _span(panel)
+        shown = [[low <= y <= high for y in line.y] for line in panel.lines if line.role == "test"]
+        assert all(all(line[1:]) for line in shown)  # of six epochs
+        assert not all(line[0] for line in shown)
+
+
+def _span(panel: Panel) -> tuple[float, float]:
+    assert panel.span is not None
+    return panel.span
 
 
 def test_states_of_many_records_stay_few(tmp_path: Path):

@@ -14,10 +14,10 @@ from matplotlib.image import imread
 from seng.recipes import build_recipe
 from seng.report import Content, draw_pictures, gather
 from seng.report.palette import LIGHT
-from seng.report.pictures import LONGEST, draw_panel, draw_parts, label
+from seng.report.pictures import LONGEST, draw_figure, draw_panel, draw_parts, label, list_pictures
 from seng.report.words import PARTS
 
-from .made import LAYERS, make_hostile_run, make_records, make_run, write_run
+from .made import HOSTILE_RUN, LAYERS, make_hostile_run, make_records, make_run, write_run
 
 LOOK = 1.0 / 255  # two colours that a picture's 8 bits cannot tell apart
 
@@ -31,8 +31,8 @@ def _count(path: Path, colour: str) -> int:
     return int((np.abs(imread(path)[..., :3] - np.array(to_rgb(colour))) < LOOK / 2).all(-1).sum())
 
 
-def _names(folders: list[Path], out: Path) -> list[str]:
-    return [path.name for path in draw_pictures(gather(folders), out)]
+def _names(folders: list[Path]) -> list[str]:
+    return [picture.name for picture in list_pictures(gather(folders))]
 
 
 def test_pictures_show_runs_parts_and_layers(content: Content, tmp_path: Path):
@@ -53,19 +53,23 @@ def test_pictures_show_runs_parts_and_layers(content: Content, tmp_path: Path):
 def test_pictures_are_left_out_where_there_is_nothing_to_show(tmp_path: Path):
     plain = [record for record in make_records("sgd", 2, classes=False) if record.kind == "epoch"]
     folder = write_run(tmp_path / "run", build_recipe("digits", "sgd"), plain)
-    assert _names([folder], tmp_path / "page.html") == ["page-overview.png", "page-curves.png"]
+    assert _names([folder]) == ["overview", "curves"]
 
 
 def test_pictures_of_curvature_are_one_a_run(tmp_path: Path):
     folders = [make_run(tmp_path / name, epochs=1) for name in ("one", "two")]
-    names = _names(folders, tmp_path / "page.html")
-    assert names[-2:] == ["page-curvature-1.png", "page-curvature-2.png"]
+    assert _names(folders) == ["overview", "curves", "time", "curvature-1", "curvature-2"]
 
 
 def test_pictures_bear_any_name_and_a_single_record(tmp_path: Path):
     records = make_records("sgd", 1)[:3]
     begun = write_run(tmp_path / "_^$\\frac{" / "begun", build_recipe("digits", "sgd"), records)
-    assert len(_names([make_hostile_run(tmp_path), begun], tmp_path / "page.html")) == 4
+    content = gather([make_hostile_run(tmp_path), begun])
+    overview = list_pictures(content)[0]
+    figure = draw_figure(overview, content.runs)
+    figure.canvas.draw()
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [text.replace(r"\$", "$") for text in texts] == [f"…{HOSTILE_RUN[1 - LONGEST :]} (SENG)", "begun (SGD)"]
 
 
 def test_drawn_lines_are_the_panels(content: Content, axes: Axes):

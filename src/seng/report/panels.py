@@ -19,6 +19,8 @@ MOST_POINTS = 1000  # of a line: about as many as a picture has columns
 MOST_STATES = 300  # of a layer's line: there are many layers
 SPECTRUM = 64  # eigenvalues that a record holds at most, as CurvatureRecord says
 MOST_LAYERS = 12  # shown together; more cannot be told apart
+ROUNDING = 1e-12  # eigenvalues this far below the largest mean nothing, even in float64
+MARGIN = 0.05  # of an axis, beyond the outermost values
 BELOW_TEST = 20.0  # the axis of the loss ends this factor below the best test loss: single batches go far below
 
 
@@ -52,7 +54,7 @@ class Panel:
         note: what the reader should know besides.
         log_x: whether the horizontal axis is logarithmic; ``log_y`` likewise.
         percent: whether the vertical values are shares, shown as percentages.
-        floor: where a logarithmic vertical axis begins; None: at the smallest value.
+        span: what the vertical axis shows unless zoomed; None: all values.
     """
 
     key: str
@@ -63,7 +65,7 @@ class Panel:
     log_x: bool = False
     log_y: bool = False
     percent: bool = False
-    floor: float | None = None
+    span: tuple[float, float] | None = None
 
     def as_plain(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -76,9 +78,9 @@ def curve_panels(runs: Sequence[Run]) -> list[Panel]:
     for key, title, log in (("loss", "Loss", True), ("accuracy", "Accuracy", False)):
         for axis, label, x in _axes(runs):
             lines = tuple(line for number, run in enumerate(runs) for line in _curves(run, number, key, x))
-            floor = _floor(runs, lines) if log else None
+            span = _loss_span(runs, lines) if log else _accuracy_span(runs)
             name = f"{title} against {axis}"
-            panels.append(Panel(f"{key}-{axis}", name, label, lines, log_y=log, percent=not log, floor=floor))
+            panels.append(Panel(f"{key}-{axis}", name, label, lines, log_y=log, percent=not log, span=span))
     return [panel for panel in panels if panel.lines]
 
 
@@ -149,13 +151,32 @@ def _line(run: int, role: Role, points: Points, layer: str | None = None) -> lis
     return [Line(run, role, [x for x, _ in kept], [y for _, y in kept], layer)] if kept else []
 
 
-def _floor(runs: Sequence[Run], lines: Sequence[Line]) -> float | None:
-    """Return where the axis of the loss begins when single batches fall far below every test loss."""
+def _loss_span(runs: Sequence[Run], lines: Sequence[Line]) -> tuple[float, float] | None:
+    """Return what the axis of the loss shows: not the single batches far below every test loss."""
     tested = [epoch.test_loss for run in runs if (epoch := best_epoch(run, "test_loss"))]
-    positive = [y for line in lines for y in line.y if y > 0]
-    if not positive or not tested or min(tested) <= 0:
+    values = [y for line in lines for y in line.y if y > 0]
+    return _log_span(values, min(tested) / BELOW_TEST / max(values) if values and tested else 0.0)
+
+
+def _log_span(values: Sequence[float], least: float) -> tuple[float, float] | None:
+    """Return what a logarithmic axis shows of positive values: those not below ``least`` times the largest."""
+    if not values:
         return None
-    return max(min(positive), min(tested) / BELOW_TEST)
+    high = max(values)
+    low = max(min(values), least * high)
+    margin = max((high / low) ** MARGIN, 1.01)
+    return low / margin, high * margin
+
+
+def _accuracy_span(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Return what the axis of the accuracy shows: not the first steep quarter, which would flatten the others."""
+    later = [epoch for run in runs for epoch in run.epochs[len(run.epochs) // 4 :]]
+    shares = [share for epoch in later for share in (epoch.test_accuracy, epoch.train_accuracy) if share is not None]
+    tested = [epoch.test_accuracy for epoch in later if epoch.test_accuracy is not None]
+    if not tested or min(tested) == max(shares):
+        return None
+    low, high = min(tested), max(shares)
+    return max(0.0, low - (high - low) / 4), high + MARGIN * (high - low)
 
 
 def _state_panel(
@@ -176,8 +197,9 @@ def _spectrum_panel(runs: Sequence[Run]) -> Panel:
         for layer, (values, samples) in last_spectra(run.curvature).items():
             points: Points = list(zip(eigenvalue_ranks(len(values), samples), values, strict=True))
             lines += _line(number, "layer", [(rank, value) for rank, value in points if value], layer)
-    note = "Of the latest epoch; zeros have no place on this axis."
-    return Panel("spectrum", "Eigenvalues", "rank", tuple(lines), note, log_x=True, log_y=True)
+    note = "Of the latest epoch; those far below the largest are rounding errors, and zeros have no place here."
+    span = _log_span([y for line in lines for y in line.y], ROUNDING)
+    return Panel("spectrum", "Eigenvalues", "rank", tuple(lines), note, log_x=True, log_y=True, span=span)
 
 
 def last_spectra(records: Sequence[CurvatureRecord]) -> dict[str, tuple[list[float], int]]:

@@ -68,14 +68,15 @@ def draw_pictures(content: Content, page: Path) -> list[Path]:
         those that have something to show.
     """
     paths = []
-    for picture in _pictures(content):
-        if picture.draws:
+    with rc_context(STYLE):
+        for picture in list_pictures(content):
             paths.append(page.with_name(f"{page.stem}-{picture.name}.png"))
-            _draw(picture, paths[-1], content.runs)
+            draw_figure(picture, content.runs).savefig(paths[-1])
     return paths
 
 
-def _pictures(content: Content) -> list[Picture]:
+def list_pictures(content: Content) -> list[Picture]:
+    """Return the pictures that have something to show, before they are drawn."""
     curves = tuple(partial(draw_panel, panel=panel, content=content) for panel in content.curves)
     times = (partial(draw_parts, content=content),) if any(summary.parts for summary in content.summaries) else ()
     states = {
@@ -86,7 +87,7 @@ def _pictures(content: Content) -> list[Picture]:
     first = tuple(_named(content, number) for number in list(states)[:1])
     by_axis = curves[::2] + first + curves[1::2] + times  # steps above time
     overview = by_axis if len(by_axis) > 4 else curves + first + times
-    return [
+    pictures = [
         Picture("overview", overview, 3 if len(overview) > 4 else 2),
         Picture("curves", curves, 2),
         Picture("time", times, 1),
@@ -95,6 +96,7 @@ def _pictures(content: Content) -> list[Picture]:
             for k, (number, draws) in enumerate(states.items(), 1)
         ),
     ]
+    return [picture for picture in pictures if picture.draws]
 
 
 def _named(content: Content, run: int) -> Draw:
@@ -127,7 +129,7 @@ def draw_panel(axes: Axes, panel: Panel, content: Content, run: int | None = Non
         elif line.run == run and line.layer in shown_layers(layers):
             depth = layers.index(line.layer) / max(1, len(layers) - 1)
             marker = "." if len(line.x) == 1 else ""
-            name = literal(line.layer) if depth in (0, 1) else None
+            name = literal(f"layer {line.layer}") if depth in (0, 1) else None
             axes.plot(line.x, line.y, color=along(LIGHT.depth, depth), linewidth=1.3, marker=marker, label=name)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x_label)
@@ -138,19 +140,20 @@ def draw_panel(axes: Axes, panel: Panel, content: Content, run: int | None = Non
     if panel.log_y:
         axes.set_yscale("log", nonpositive="mask")
         if _decades(panel) < 2:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            subs = (1, 2, 5) if _decades(panel) > 0.8 else range(1, 10)
+            axes.yaxis.set_major_locator(LogLocator(subs=subs))
             axes.yaxis.set_minor_locator(NullLocator())
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    if panel.floor is not None:
-        axes.set_ylim(bottom=panel.floor * 0.9)
+    if panel.span is not None:
+        axes.set_ylim(panel.span)
 
 
 def _decades(panel: Panel) -> float:
     """Return how many powers of ten the vertical axis covers."""
-    values = [y for line in panel.lines for y in line.y if y > 0]
-    return log10(max(values) / (panel.floor or min(values))) if values else 0.0
+    values = panel.span or [y for line in panel.lines for y in line.y if y > 0]
+    return log10(max(values) / min(values)) if values else 0.0
 
 
 def draw_parts(axes: Axes, content: Content) -> None:
@@ -188,22 +191,22 @@ def _draw_run(axes: Axes, line: Line) -> None:
     )
 
 
-def _draw(picture: Picture, path: Path, runs: Sequence[Run]) -> None:
+def draw_figure(picture: Picture, runs: Sequence[Run]) -> Figure:
+    """Draw one picture; the figure is not saved yet."""
     columns = min(picture.columns, len(picture.draws))
     rows = ceil(len(picture.draws) / columns)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows + 0.35), layout="constrained")
-        FigureCanvasAgg(figure)
-        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, draw in zip(grid, picture.draws, strict=False):
-            draw(axes)
-        for axes in grid[len(picture.draws) :]:
-            axes.set_axis_off()
-        if picture.title is None:
-            figure.legend(handles=_handles(runs), loc="outside upper left", ncols=min(len(runs), 2 * columns))
-        else:
-            figure.suptitle(picture.title, fontsize=10.5)
-        figure.savefig(path, dpi=DPI)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows + 0.35), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes, draw in zip(grid, picture.draws, strict=False):
+        draw(axes)
+    for axes in grid[len(picture.draws) :]:
+        axes.set_axis_off()
+    if picture.title is None:
+        figure.legend(handles=_handles(runs), loc="outside upper left", ncols=min(len(runs), 2 * columns))
+    else:
+        figure.suptitle(picture.title, fontsize=10.5)
+    return figure
 
 
 def _handles(runs: Sequence[Run]) -> list[Line2D]:

@@ -39,7 +39,7 @@
   function trace(line, panel, theme) {
     const few = line.x.length <= (line.role === "test" ? 60 : 1) || panel.key === "spectrum" && line.x.length <= 16;
     const faint = line.role === "training";
-    const name = line.layer === null ? label(line.run) : `${plain(line.layer)}, ${label(line.run)}`;
+    const name = line.layer === null ? label(line.run) : `layer ${plain(line.layer)}, ${label(line.run)}`;
     const kind = faint ? ", training" : "";
     return {
       x: line.x,
@@ -81,15 +81,11 @@
     };
   }
 
-  // Ticks at 1, 2 and 5 where there are few decades, at powers of ten where there are many.
-  function logarithmic(values, floor) {
-    const logs = values.filter((y) => y > 0).map(Math.log10);
-    if (!logs.length) return {};
-    const [low, high] = logs.reduce(([a, b], y) => [Math.min(a, y), Math.max(b, y)], [Infinity, -Infinity]);
-    const least = floor === null ? low : Math.log10(floor);
-    const space = 0.04 * Math.max(high - least, 0.3);
-    const ticks = high - least > 3 ? { dtick: Math.ceil((high - least) / 6) } : { dtick: "D2", tickformat: "~g" };
-    return { range: [least - space, high + space], ...ticks };
+  // Powers of ten where there are many; 1, 2 and 5 where there are few; what fits within less than one.
+  function ticks(low, high) {
+    const decades = Math.log10(high / low);
+    if (decades > 3) return { dtick: Math.ceil(decades / 6) };
+    return { tickformat: "~g", dtick: decades > 0.8 ? "D2" : undefined };
   }
 
   function drawPanel(panel, theme) {
@@ -99,7 +95,12 @@
       ...(panel.log_x ? { type: "log", dtick: "D2", tickformat: "~g" } : { type: "linear" }),
     };
     const yaxis = { type: panel.log_y ? "log" : "linear", tickformat: panel.percent ? ",.0%" : undefined };
-    if (panel.log_y) Object.assign(yaxis, logarithmic(lines.flatMap((line) => line.y), panel.floor));
+    if (panel.log_y) {
+      const positive = lines.flatMap((line) => line.y).filter((y) => y > 0);
+      const extremes = positive.reduce(([a, b], y) => [Math.min(a, y), Math.max(b, y)], [Infinity, 0]);
+      Object.assign(yaxis, ticks(...(panel.span ?? extremes)));
+    }
+    if (panel.span !== null) yaxis.range = panel.log_y ? panel.span.map(Math.log10) : panel.span;
     Plotly.react(`plot-${panel.key}`, lines.map((line) => trace(line, panel, theme)), layout(theme, xaxis, yaxis), config);
   }
 
