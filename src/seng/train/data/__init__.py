@@ -9,7 +9,7 @@ from __future__ import annotations
 from ...errors import choose
 from ..config import DataConfig
 from ..errors import ConfigError
-from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_batches, in_order, steps_per_epoch
+from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_batches, steps_per_epoch
 from .cifar import CIFAR10
 from .digits import DIGITS
 from .fashion import FASHION, FASHION_PICTURES
@@ -80,7 +80,6 @@ __all__ = [
     "TensorSplit",
     "data_status",
     "epoch_batches",
-    "in_order",
     "load_dataset",
     "prefetched",
     "signature",

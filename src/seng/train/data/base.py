@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,12 +117,6 @@ def epoch_batches(samples: int, batch_size: int, seed: int, epoch: int) -> tuple
 def steps_per_epoch(samples: int, batch_size: int) -> int:
     """Return the number of batches in an epoch."""
     return math.ceil(samples / batch_size)
-
-
-def in_order(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a split's batches in order, for evaluation."""
-    for indices in torch.arange(len(split)).split(batch_size):
-        yield split.batch(indices)
 
 
 def standardised(
