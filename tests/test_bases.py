@@ -134,6 +134,15 @@ def test_base_options_reach_the_base() -> None:
     assert optimizer.param_groups[0]["eps"] == 1e-4
 
 
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_bases_are_fused_unless_another_form_is_asked_for(base: str) -> None:
+    assert SENG(perceptron(), base=base).param_groups[0]["fused"] is True
+    for form in ({"foreach": True}, {"fused": False}):
+        group = SENG(perceptron(), base=base, base_options=form).param_groups[0]
+        assert not group["fused"]
+        assert group["foreach"] is form.get("foreach")
+
+
 def test_schedulers_act_on_the_groups_of_every_base() -> None:
     bases = ["sgd", "adamw"] + (["muon"] if hasattr(torch.optim, "Muon") else [])
     for base in bases:

@@ -38,15 +38,16 @@ class BaseSettings:
 def sgd(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
     """SGD with momentum on all parameters: the paper's choice. Fused, a third of the time, where torch can."""
     parameters = _trainable(model)
-    fused = {p.device.type for p in parameters} <= {"cpu", "cuda"} and all(p.is_floating_point() for p in parameters)
-    s, extra = settings, {"fused": fused, **settings.extra}
+    s, extra = settings, _fused(parameters, settings.extra)
     base = SGD(parameters, lr=s.lr, momentum=s.momentum, nesterov=s.nesterov, weight_decay=s.weight_decay, **extra)
     return [base]
 
 
 def adamw(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
-    """AdamW on all parameters."""
-    return [AdamW(_trainable(model), lr=settings.lr, weight_decay=settings.weight_decay, **settings.extra)]
+    """AdamW on all parameters, fused where torch can."""
+    parameters = _trainable(model)
+    extra = _fused(parameters, settings.extra)
+    return [AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, **extra)]
 
 
 def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
@@ -114,6 +115,12 @@ def build_bases(
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def _fused(parameters: list[nn.Parameter], extra: dict[str, Any]) -> dict[str, Any]:
+    """Return a base's options with its fused form chosen, unless they choose a form themselves."""
+    able = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    return {"fused": able and not {"foreach", "differentiable"} & extra.keys(), **extra}
 
 
 def _matrix_muon() -> Callable[..., Optimizer]:
