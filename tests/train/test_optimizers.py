@@ -27,6 +27,13 @@ def _seng(**options: object) -> SENG:
     return optimizer
 
 
+def test_recipes_may_reweight():
+    reweighted = {"reweight": True, "refresh_every": 1, "curvature_batch": "current", "estimator": "exact"}
+    assert _seng(**reweighted, distributed="none").preconditioner.options.reweight
+    with pytest.raises(SengError, match="reweight does not go with this distributed"):
+        _seng(**reweighted)
+
+
 def _rates(config: ScheduleConfig, epochs: int, steps_per_epoch: int) -> list[float]:
     """Learning rates of all steps, for a rate of 0.5."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)

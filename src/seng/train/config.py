@@ -93,6 +93,7 @@ class SengConfig:
     positions: str = "sum"
     explicit_limit: int | None = None
     reweight: bool = False
+    distributed: str = "auto"
 
 
 @dataclass(frozen=True)
