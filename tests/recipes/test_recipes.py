@@ -13,8 +13,11 @@ from seng.train import build_session, create_run, train
 from seng.train.config import DataConfig, RunConfig
 from seng.train.data import DATASETS, signature
 from seng.train.data.fashion import find_fashion
+from seng.train.data.topics import fingerprint
 from seng.train.losses import build_loss
 from seng.train.models import build_model
+from seng.train.records import environment
+from seng.train.settings import override
 
 
 @pytest.mark.parametrize("optimizer", ["seng", "sgd", "adamw"])
@@ -31,6 +34,11 @@ def test_recipe_names_things_that_exist(name: str, optimizer: str):
 def test_unknown_recipe_lists_the_known():
     with pytest.raises(OptionError, match="unknown recipe.*'fashion-resnet'.*Did you mean 'digits'"):
         build_recipe("digit")
+
+
+def test_char_gpt_records_its_text_beside_its_numbers():
+    session = build_session(override(build_recipe("char-gpt"), {"threads": "1"}))
+    assert fingerprint()[:12] in str(environment(session)["data"])
 
 
 def _accuracy(config: RunConfig, path: Path) -> float:

@@ -85,7 +85,7 @@ class StartRecord:
 
     Attributes:
         startup: Seconds from the start of the process to the end of its first step.
-        environment: What the numbers depend on: versions, device, threads, ranks.
+        environment: What the numbers depend on: versions, where the data came from, device, threads, ranks.
     """
 
     epoch: int

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from .. import __version__
 from ..optimizer import SENG
+from .data import data_status
 from .metrics import CurvatureRecord
 from .session import Session
 
@@ -34,6 +35,7 @@ def environment(session: Session) -> dict[str, str | int]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "data": data_status(session.config.data),
         "device": torch.cuda.get_device_name(session.device) if cuda else "cpu",
         "threads": torch.get_num_threads(),
         "processes": session.ranks.world,
