@@ -12,12 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seng import plan
 from seng.factors import Factor, build_factor
-from seng.planner import COSTS, SOLVE_FLOPS, Size
+from seng.planner import COSTS, MEMORY_BOUND, SOLVE_FLOPS, Size
 from seng.types import Choice, LayerIO, Lookup, Product, Rows
 
 EXACT = 0.02  # share of a count that biases and sums over positions may make up: the plan leaves them out
 FIRST = 1e-12  # counts are whole numbers: only their division rounds
-MEMORY_BOUND = 4.0  # what the plan multiplies products with written out rows by
 
 aten = torch.ops.aten
 

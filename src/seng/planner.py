@@ -17,8 +17,9 @@ from .types import Choice, LayerIO, Lookup, Product, parameters_of
 PAPER_LIMIT = 700_000  # parameters above which the paper treats a layer implicitly
 EXACT_LIMIT = 2**28  # bytes of one block's curvature beyond which "auto" sketches
 REFRESH_SHARE = 40.0  # flops of a refresh, in backward passes of the block, beyond which "auto" sketches
-# flops of what a refresh makes of K, in n^3
-SOLVE_FLOPS: dict[str, float] = {"eigen": 10.0, "cholesky": 1 / 3, "direct": 2 / 3}
+MEMORY_BOUND = 10.0  # what products that read an element for two flops take, in times their flops
+# what a refresh makes of K, in n^3 flops of a large product: eigenvalues run at half that speed
+SOLVE_FLOPS: dict[str, float] = {"eigen": 20.0, "cholesky": 1 / 3, "direct": 2 / 3}
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def truncated_cost(size: Size, choice: Choice) -> Choice:
     k = min(size.n, size.p)
     form = size.c * size.n * size.s * size.d_in * size.d_out
     gram = 2.0 * form + 2.0 * size.n * k * size.p
-    return _costed(choice, size, k * size.p, gram, 4.0 * k * size.p, memory_bound=4.0, columns=k)
+    return _costed(choice, size, k * size.p, gram, 4.0 * k * size.p, memory_bound=MEMORY_BOUND, columns=k)
 
 
 def sketched_rows_cost(size: Size, choice: Choice) -> Choice:
@@ -127,7 +128,9 @@ def sketched_rows_cost(size: Size, choice: Choice) -> Choice:
     drawn = q * size.p if choice.sketch == "gaussian" and q < size.p else 0
     form = size.c * size.n * size.s * size.d_in * size.d_out
     flops = 2.0 * form + 2.0 * size.n * size.n * q
-    return _costed(choice, size, size.n * (size.p + q) + drawn, flops, 2.0 * size.n * (size.p + q), memory_bound=4.0)
+    return _costed(
+        choice, size, size.n * (size.p + q) + drawn, flops, 2.0 * size.n * (size.p + q), memory_bound=MEMORY_BOUND
+    )
 
 
 def implicit_cost(size: Size, choice: Choice) -> Choice:
