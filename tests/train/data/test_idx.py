@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seng.train.data.idx import read_idx
 from seng.train.errors import DataError
@@ -34,6 +38,7 @@ DAMAGED = {
     "header cut": IMAGES[:10],
     "values cut": IMAGES[:-1],
     "values too many": IMAGES + b"\0",
+    "none of the largest": bytes.fromhex("00000803 00000000 ffffffff ffffffff"),
     "another rank": LABELS,
     "floats": b"\0\0\x0d\x03" + IMAGES[4:],
     "not idx": b"P5 2 2 255 " + IMAGES,
@@ -53,3 +58,23 @@ def test_read_idx_names_the_damaged_file(tmp_path: Path, content: bytes):
 def test_read_idx_names_a_file_that_cannot_be_opened(tmp_path: Path):
     with pytest.raises(DataError, match="unreadable.*Is a directory"):
         read_idx(tmp_path, rank=3)
+
+
+PACKED = gzip.compress(IMAGES, mtime=0)
+
+
+@given(place=st.integers(0, len(PACKED) - 1), change=st.integers(1, 255))
+@settings(deadline=None)  # a busy machine, nothing else
+def test_read_idx_finds_every_damage_of_a_gzipped_file(place: int, change: int):
+    content = bytearray(PACKED)
+    content[place] ^= change
+    with TemporaryDirectory() as folder, suppress(DataError):
+        assert read_idx(_write(Path(folder), bytes(content)), rank=3).flatten().tolist() == list(range(12))
+
+
+@given(header=st.binary(min_size=12, max_size=12), count=st.integers(0, 20))
+@settings(deadline=None)
+def test_read_idx_of_any_header_is_an_array_or_an_error(header: bytes, count: int):
+    content = IMAGES[:4] + header + bytes(count)
+    with TemporaryDirectory() as folder, suppress(DataError):
+        assert read_idx(_write(Path(folder), content), rank=3).numel() == count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -65,6 +66,13 @@ def test_prefetched_batches_are_the_split_s_own_in_order(tmp_path: Path, make: C
         assert torch.equal(inputs, expected_inputs)
         assert torch.equal(targets, expected_targets)
     assert _all_ended()
+
+
+@pytest.mark.parametrize("make", [_cifar, _imagenet, _beginning, _tensors])
+def test_splits_can_be_sent_to_workers_that_are_started_afresh(tmp_path: Path, make: Callable[[Path], Split]):
+    split = make(tmp_path)
+    sent = pickle.loads(pickle.dumps(split))  # where processes are not forked, and from Python 3.14 on everywhere
+    assert torch.equal(sent.batch(torch.arange(3), 1)[0], split.batch(torch.arange(3), 1)[0])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -17,6 +17,7 @@ from torch import Tensor
 from .content import damaged, read_content
 
 UNSIGNED_BYTE = 8
+LARGEST = 2**31  # of a dimension: beyond it torch cannot even shape an empty tensor
 
 
 def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
@@ -38,7 +39,7 @@ def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
         expected = f"unsigned bytes in {rank} dimensions (00 00 08 {rank:02x})"
         raise damaged("read_idx", path, "not the IDX file wanted", expected, content[:4].hex(" "))
     shape = struct.unpack(f">{rank}I", content[4:header])
-    if len(content) - header != math.prod(shape):
+    if len(content) - header != math.prod(shape) or max(shape) >= LARGEST:
         expected = f"{math.prod(shape)} values for shape {shape}"
         raise damaged("read_idx", path, "truncated or wrongly sized", expected, len(content) - header)
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
