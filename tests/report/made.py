@@ -99,5 +99,7 @@ def _curvature(epoch: int, step: int, seconds: float, layers: Sequence[str], *, 
 
 
 def make_hostile_run(root: Path) -> Path:
-    """Write the folder of a run whose names are markup."""
-    return make_run(root / HOSTILE_RUN, "seng", epochs=2, layers=[HOSTILE_LAYER])
+    """Write the folder of a run in which every name is markup."""
+    records = make_records("seng", 2, layers=[HOSTILE_LAYER])
+    start = StartRecord(1, 1, 0.02, 1.5, {HOSTILE_LAYER: HOSTILE_LAYER})
+    return write_run(root / HOSTILE_RUN, replace(build_recipe("digits"), epochs=2), [start, *records[1:]])
