@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from seng.train.models import build_model
 from seng.train.optimizers import seng_options
 from seng.train.settings import override
 
+ROOT = Path(__file__).parents[2]
 QUICK = ("digits", "char-gpt")  # whose forward pass takes no second on one core
 
 
@@ -109,3 +111,11 @@ def test_plan_refuses_bad_usage_with_2(call, arguments, words: str):
     assert code == 2
     assert words in printed
     assert "Traceback" not in printed
+
+
+def test_accuracy_of_plans_is_that_of_the_committed_results():
+    told = json.loads((ROOT / "benchmarks" / "results" / "plan_accuracy.json").read_text())["recipes"]
+    off = sorted(row["measured_over_predicted"]["step"] for row in told.values())
+    assert len(off) == 4
+    page = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
+    assert f"{off[0]:.1f} to {off[-1]:.1f} times the planned share" in page

@@ -26,7 +26,7 @@ EXAMPLES = (
     "seng plan digits --batch-size 256 --intervals 1,5,25",
     "seng plan fashion-resnet --set estimator=implicit --set rank=8 --json",
 )
-LEGEND = "n samples, s positions, features in -> out; flops as shares of the backward pass of the layers listed"
+LEGEND = "n samples, s positions, features in -> out; shares of the flops, not the time, of these layers' backward"
 UNBOUNDED = 200  # columns of a table that goes to a file
 
 
