@@ -17,7 +17,7 @@ import pytest
 import seng
 
 SOURCE = Path(seng.__file__).parent
-APPLICATIONS = ("cli", "train", "recipes", "report", "bench", "integrations")  # may ask for the packages of their extras
+APPLICATIONS = ("cli", "train", "recipes", "report", "bench", "integrations")  # may ask for their extras' packages
 ALLOWED = {"torch", "jaxtyping", "seng", *sys.stdlib_module_names}
 
 
