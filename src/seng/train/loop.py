@@ -7,7 +7,6 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,7 +57,7 @@ def train(
     position = (restore_newest(folder.checkpoints, session) if resume else None) or BEGINNING
     last = min(session.config.epochs, stop_after or session.config.epochs)
     with Signals() as signals:
-        run = _Run(session, folder, watchers if session.ranks.first else (), signals, position)
+        run = Run(session, folder, watchers if session.ranks.first else (), signals, position)
         result = None
         while not run.ended and run.epoch < last:
             result = run.train_epoch()
@@ -70,14 +69,22 @@ def train(
     return result
 
 
-class _Run:
-    """What changes while a run goes on; its methods are the stages of the algorithm."""
+class Run:
+    """What changes while a run goes on; its methods are the stages of the algorithm.
+
+    Args:
+        session: the run's objects.
+        folder: where its files go; in the first process the metrics file is cut to the position's length.
+        watchers: told of every step and record, beside the metrics file.
+        signals: what asks the run to stop.
+        start: where it begins.
+    """
 
     def __init__(
         self, session: Session, folder: RunFolder, watchers: Sequence[Watcher], signals: Signals, start: Position
     ) -> None:
         self.session, self.folder, self.signals = session, folder, signals
-        self.saved = start
+        self.saved, self.steps_per_epoch = start, session.steps_per_epoch
         self.step, self.epoch, self.ended = start.step, start.epoch, start.ended
         self.stopwatch, self.clock = Stopwatch(start.seconds), StepClock(session.device)
         if isinstance(session.optimizer, SENG):
@@ -94,13 +101,8 @@ class _Run:
     def train_epoch(self) -> Evaluation:
         """Train to the end of the epoch, evaluate, tell and save."""
         self.began, self.samples_here = self.stopwatch.seconds, 0
-        self.session.model.train()
-        batches = self._batches()[self._done_in_epoch() :]
-        with closing(self._prefetched(batches)) as ahead:
-            for batch, indices in zip(self.clock.waiting(ahead), batches, strict=True):
-                loss = self.train_step(batch, len(indices))
-                self._advance(len(indices))
-                self.after_step(loss)
+        for _ in self.steps(self._batches()[self._done_in_epoch() :]):
+            pass
         trained = self.meter.read(self.session.ranks)
         self._require_finite(trained.loss)
         seconds, speed = self.stopwatch.seconds, self._speed()
@@ -119,12 +121,22 @@ class _Run:
         self.save()
         return tested
 
+    def steps(self, batches: Sequence[Tensor]) -> Generator[None, None, None]:
+        """Take a step on each batch of sample numbers, and write what is due after it; yield then."""
+        self.session.model.train()
+        with closing(self._prefetched(batches)) as ahead:
+            for batch, indices in zip(self.clock.waiting(ahead), batches, strict=True):
+                loss = self.train_step(batch, len(indices))
+                self._advance(len(indices))
+                self.after_step(loss)
+                yield
+
     def train_step(self, batch: Batch, samples: int) -> Tensor:
         """Take one optimizer step on this process's share of a batch; return the share's part of the mean loss."""
         session, scaler = self.session, self.session.scaler
-        parts = list(zip(*(part.tensor_split(session.config.accumulate) for part in batch), strict=True))
-        total = torch.zeros((), device=session.device)
-        session.optimizer.zero_grad()
+        losses, parts = [], _deal(batch, session.config.accumulate)
+        with self.clock.part("optimizer"):
+            session.optimizer.zero_grad()
         for index, (inputs, targets) in enumerate(parts):
             share = len(inputs) / samples
             with self._synchronised(index == len(parts) - 1):
@@ -132,12 +144,12 @@ class _Run:
                     outputs = session.answer(session.forward, inputs)
                     loss = session.loss(outputs, targets)
                 with self.clock.part("backward"):  # replicas take the mean of their gradients, hence the factor
-                    scaler.scale(loss * (share * session.ranks.world)).backward()
-            total += loss.detach() * share
+                    scaler.scale(_times(loss, share * session.ranks.world)).backward()
+            losses.append(_times(loss.detach(), share))
             self.meter.add(loss.detach(), outputs.detach(), targets)
         with self.clock.part("optimizer"):
             self._optimize()
-        return total
+        return sum(losses[1:], losses[0])
 
     def after_step(self, loss: Tensor) -> None:
         """Write what is due after a step; stop where a signal asked for it."""
@@ -146,7 +158,7 @@ class _Run:
         if self.steps_here == 0:
             self._tell_start(loss)
         self.steps_here += 1
-        last = self._done_in_epoch() == self.session.steps_per_epoch
+        last = self._done_in_epoch() == self.steps_per_epoch
         if self.step % config.log_every == 0:
             self._log(loss)
         if config.stats_every and (last or self.step % config.stats_every == 0) and self.watchers:
@@ -202,7 +214,7 @@ class _Run:
         return session.batches(session.data.train, own, draw=session.config.seed * 1_000_003 + self.epoch)
 
     def _done_in_epoch(self) -> int:
-        return self.step - self.epoch * self.session.steps_per_epoch
+        return self.step - self.epoch * self.steps_per_epoch
 
     def _new_meter(self, sums: Sequence[float] = ()) -> Meter:
         return Meter(self.session.device, self.session.classes, sums)
@@ -257,3 +269,12 @@ class _Run:
                 got=loss,
                 fix="Lower --lr or raise --damping; the last checkpoint is kept",
             )
+
+
+def _deal(batch: Batch, parts: int) -> list[Batch]:
+    inputs, targets = batch
+    return [batch] if parts == 1 else list(zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True))
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor

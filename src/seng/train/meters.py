@@ -30,7 +30,7 @@ class Evaluation:
 
 
 class Meter:
-    """Sums on the device, in float64; reading them waits for it, adding does not.
+    """Sums in float64; reading them waits for the device, adding does not.
 
     Args:
         device: where outputs are.
@@ -39,9 +39,11 @@ class Meter:
     """
 
     def __init__(self, device: torch.device, classes: int | None, sums: Sequence[float] = ()) -> None:
-        loss, right, right5, self._samples, self._answers = sums or (0.0,) * 5
-        self._classes = classes
-        self._sums = torch.tensor([loss, right, right5], dtype=torch.float64, device=device)
+        self._device, self._classes = device, classes
+        self._sums = list(sums) or [0.0] * 5  # loss, right, right of five, samples, answers
+        self._losses: list[Tensor] = []
+        self._right: list[Tensor] = []
+        self._counts: list[tuple[int, int]] = []
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor, *, top: bool = False) -> None:
         """Take in a batch.
@@ -52,19 +54,31 @@ class Meter:
             targets: ``[n, ...]``.
             top: count the answers among the five likeliest, too.
         """
-        right = right5 = loss.new_zeros((), dtype=torch.float64)
+        answers = 0
         if self._classes is not None:
-            self._answers += targets.numel()
-            right = (outputs.argmax(1) == targets).sum().double()
+            answers = targets.numel()
+            self._right.append((outputs.argmax(1) == targets).sum())
             if top and self._classes >= LEAST_CLASSES:
-                right5 = (outputs.topk(TOP, dim=1).indices == targets.unsqueeze(1)).sum().double()
-        self._sums += torch.stack((loss.double() * len(targets), right, right5))
-        self._samples += len(targets)
+                self._right.append((outputs.topk(TOP, dim=1).indices == targets.unsqueeze(1)).sum())
+        self._losses.append(loss)
+        self._counts.append((len(targets), answers))
 
     def sums(self, ranks: Ranks = ALONE) -> list[float]:
         """Return the sums over all processes, for a meter that goes on from here in one of them."""
-        counts = self._sums.new_tensor([self._samples, self._answers])
-        return ranks.sum(torch.cat([self._sums, counts])).tolist()
+        if self._losses:
+            self._take_in()
+        return ranks.sum(torch.tensor(self._sums, dtype=torch.float64, device=self._device)).tolist()
+
+    def _take_in(self) -> None:
+        """Sum what was added, one after the other, so that the bits do not depend on when it is done."""
+        right = torch.stack(self._right).reshape(len(self._counts), -1).tolist() if self._right else None
+        for number, (loss, (samples, answers)) in enumerate(
+            zip(torch.stack(self._losses).tolist(), self._counts, strict=True)
+        ):
+            first, five, *_ = (*(right[number] if right else ()), 0, 0)
+            new = (loss * samples, first, five, samples, answers)
+            self._sums = [x + y for x, y in zip(self._sums, new, strict=True)]
+        self._losses, self._right, self._counts = [], [], []
 
     def read(self, ranks: Ranks = ALONE) -> Evaluation:
         """Return the means over all processes."""

@@ -28,7 +28,7 @@ class ProgressBar:
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
-            refresh_per_second=4,
+            refresh_per_second=2,  # a drawing takes one or two milliseconds
             transient=True,
         )
         self._task = self._progress.add_task("starting", total=epochs * samples, numbers="")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -43,10 +43,15 @@ class StepClock:
 
     On a GPU a part is the time between two events in its queue, read at ``means`` only, so no step waits for the
     device. "data" is always the time that the loop itself waited.
+
+    Args:
+        device: where the model runs.
+        now: the clock of a CPU; None: that of the wall.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, now: Callable[[], float] | None = None) -> None:
         self._events = device.type == "cuda"
+        self._now = now or time.perf_counter
         self._reset()
 
     def _reset(self) -> None:
@@ -63,17 +68,17 @@ class StepClock:
             end.record()
             self._pairs.append((name, begin, end))
         else:
-            began = time.perf_counter()
+            began = self._now()
             yield
-            self._sums[name] += time.perf_counter() - began
+            self._sums[name] += self._now() - began
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield the batches, counting the time until each is there as "data"."""
-        began = time.perf_counter()
+        began = self._now()
         for batch in batches:
-            self._sums["data"] += time.perf_counter() - began
+            self._sums["data"] += self._now() - began
             yield batch
-            began = time.perf_counter()
+            began = self._now()
 
     def means(self, steps: int) -> dict[str, float]:
         """Return the seconds of each part a step and start anew. Waits for the device."""
