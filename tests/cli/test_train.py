@@ -84,6 +84,7 @@ def test_signal_saves_and_says_how_to_go_on(call, tmp_path: Path, monkeypatch, n
 
 
 def test_second_interrupt_stops_at_once(call, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("seng.train.signals.SAME", -1.0)
     _send(monkeypatch, signal.SIGINT, after=4, times=2)
     stopped, printed = call("train", "--out", tmp_path, *QUICK, "--checkpoint-every", "2")
     assert stopped == 130

@@ -9,23 +9,33 @@ from contextlib import ExitStack
 
 import pytest
 
+from seng.train import signals
 from seng.train.signals import NUMBERS, Interrupted, Signals
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_first_signal_is_noted(number: signal.Signals):
-    with Signals() as signals:
-        assert signals.received == 0
+    with Signals() as noted:
+        assert noted.received == 0
         os.kill(os.getpid(), number)
-        assert signals.received == number
+        assert noted.received == number
 
 
-def test_second_signal_acts_as_it_did_before():
-    with Signals() as signals:
+def test_later_signal_acts_as_it_did_before(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(signals, "SAME", -1.0)
+    with Signals() as noted:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signals.received == signal.SIGTERM
+    assert noted.received == signal.SIGTERM
+
+
+def test_signals_that_come_together_are_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(signals, "SAME", 3600.0)
+    with Signals() as noted:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+    assert noted.received == signal.SIGINT
 
 
 def test_handlers_are_put_back():

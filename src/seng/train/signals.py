@@ -1,13 +1,16 @@
-"""A polite end: the first SIGINT or SIGTERM asks a run to stop, the second stops it at once."""
+"""A polite end: the first SIGINT or SIGTERM asks a run to stop, another one stops it at once."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+SAME = 1.0  # seconds in which further signals are taken for the first: torchrun passes on what its workers had already
 
 
 class Interrupted(Exception):
@@ -23,13 +26,14 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """While the context is open, notes the first SIGINT or SIGTERM; any further one acts as it did before.
+    """While the context is open, notes the first SIGINT or SIGTERM; one that comes later acts as it did before.
 
     Outside of a program's main thread, where Python allows no handlers, signals act as before.
     """
 
     def __init__(self) -> None:
         self.received = 0
+        self._at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -43,8 +47,11 @@ class Signals:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        if not self.received:
+            self.received, self._at = number, time.monotonic()
+        elif time.monotonic() - self._at > SAME:
+            self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
