@@ -268,7 +268,7 @@ def test_plan_is_what_training_does_and_holds(case: str, options: dict[str, Any]
     make, batch = CASES[case]
     planned = plan(make(), batch(), **options)
     pre = _trained(make(), batch(), **options)
-    assert {row.name: row.choice for row in planned.rows} == pre._choices
+    assert {row.name: row.choice for row in planned.rows} == pre._sharing.choices
     assert {row.name for row in planned.rows} == set(pre.stats())
     for row in planned.rows:
         curvature = pre._curvature[row.name]
@@ -282,7 +282,7 @@ def test_plan_is_what_training_does_and_holds(case: str, options: dict[str, Any]
 
 def test_plan_names_tied_blocks_as_training_does():
     planned, pre = plan(_Reader(), _ids()), _trained(_Reader(), _ids())
-    assert {row.name: row.choice for row in planned.rows} == pre._choices
+    assert {row.name: row.choice for row in planned.rows} == pre._sharing.choices
     assert {row.name for row in planned.rows} == {"embed", "twice", "norm"}
 
 
@@ -367,7 +367,7 @@ def test_plan_knows_reweighted_layers(kind: str):
     }  # fmt: skip
     x = torch.randn(N, 6)
     planned, pre = plan(net(), x, **options), _trained(net(), x, **options)
-    assert {row.name: row.choice for row in planned.rows} == pre._choices
+    assert {row.name: row.choice for row in planned.rows} == pre._sharing.choices
     assert planned.rows[0].choice.reason == "takes the place of the weight gradient"
 
 

@@ -51,6 +51,14 @@ class Layout:
     passed: dict[str, str]
     passing: dict[str, nn.Parameter]
 
+    def signature(self) -> dict[str, dict[str, list[int]]]:
+        """Return the shape of every trainable parameter, by block and name."""
+        names = {
+            name: dict(zip(block.parameter_names, block.parameters, strict=True)) for name, block in self.blocks.items()
+        }
+        names["passing through"] = self.passing
+        return {name: {key: list(p.shape) for key, p in own.items()} for name, own in names.items()}
+
 
 def lay_out(model: nn.Module, options: Options, call: str) -> Layout:
     """Group the model's trainable parameters into blocks.

@@ -21,6 +21,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss_reduction": ("mean", "sum"),
 }
 
+WIRE_DTYPES = ("bfloat16",)
+
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "power": 1.0,
@@ -57,6 +59,7 @@ class Options:
         positions: "sum": one row a sample. "expand": each sampled position is a row.
         memory_budget: Bytes the held curvature may take, or None.
         distributed: Name in ``seng.distributed.STRATEGIES``, or "auto".
+        wire_dtype: What samples and directions are rounded to while they travel between ranks: "bfloat16", or None.
         include: Module types or name patterns to precondition; None means all supported.
         exclude: Module types or name patterns to leave out.
         loss_reduction: How the loss reduces over samples: "mean" or "sum".
@@ -89,6 +92,7 @@ class Options:
     positions: str = "sum"
     memory_budget: int | None = None
     distributed: str = "auto"
+    wire_dtype: str | None = None
     include: Sequence[Selector] | None = None
     exclude: Sequence[Selector] = ()
     loss_reduction: str = "mean"
@@ -133,7 +137,8 @@ class Options:
                 call, "grad_scaler out of range", expected="a torch.amp.GradScaler or None", got=self.grad_scaler,
                 fix="Pass the scaler that scales the loss",
             )  # fmt: skip
-
+        if self.wire_dtype is not None:
+            choose(dict.fromkeys(WIRE_DTYPES), self.wire_dtype, call=call, option="wire_dtype")
         if not isinstance(self.reweight, bool):
             raise OptionError(
                 call, "reweight out of range", expected="True or False", got=self.reweight, fix="Pass a bool"

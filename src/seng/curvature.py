@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .blocks import Block
 from .config import Options
 from .errors import BatchError
 from .factors import Combined, Explicit, Factor, build_factor, merge, truncate
+from .linalg import pack_triangle, unpack_triangle
 from .sketch import generator_for
-from .solve import EigenState, FactorisationError, LinAlgError, SolveState, init
-from .types import Choice, LayerIO, expand_positions, join_uses
+from .solve import EigenState, FactorisationError, SolveState, from_vector, init, to_vector, vector_size
+from .types import Choice, LayerIO, Product, expand_positions, join_uses
 
 SMALLEST = 2.0**24  # multiples of the smallest normal number below which a damping cannot be divided by
+HEAD = 5  # numbers in front of a message: kind, usable, failed rungs, mean, damping
 BlockParts = tuple[tuple[LayerIO, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
 
 
@@ -54,28 +58,96 @@ def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
     return mean * value if options.damping_mode == "relative" else torch.full_like(mean, value)
 
 
-def block_io(block: Block, layers: dict[str, LayerIO]) -> BlockParts:
-    """Return what each member of a block gave, with the positions of its parameters; alike members are joined."""
-    parts = [(layers[watched.name], slots) for watched, slots in block.members if watched.name in layers]
-    alike = len({slots for _, slots in parts}) == 1 and len({type(io) for io, _ in parts}) == 1
-    if len({io.n for io, _ in parts}) > 1:
+def member_io(block: Block, layers: Mapping[str, LayerIO]) -> dict[int, LayerIO]:
+    """Return what the members of a block gave; alike ones are joined at the position of the first of their kind."""
+    kinds = [(slots, watched.function) for watched, slots in block.members]
+    found: dict[int, list[LayerIO]] = {}
+    for kind, (watched, _) in zip(kinds, block.members, strict=True):
+        if watched.name in layers:
+            found.setdefault(kinds.index(kind), []).append(layers[watched.name])
+    counts = [io.n for ios in found.values() for io in ios]
+    if len(set(counts)) > 1:
         raise BatchError(
-            "step()", "modules that share a parameter saw different numbers of samples", expected=f"{parts[0][0].n}",
-            got=[io.n for io, _ in parts], layer=block.name, fix="Use them in the same micro-batches, or exclude them",
+            "step()", "modules that share a parameter saw different numbers of samples", expected=f"{counts[0]}",
+            got=counts, layer=block.name, fix="Use them in the same micro-batches, or exclude them",
         )  # fmt: skip
-    if not alike or len({io.shapes for io, _ in parts}) > 1:
-        return tuple(parts)
-    return ((join_uses([io for io, _ in parts]), parts[0][1]),)
+    return {k: join_uses(ios) for k, ios in found.items()}
+
+
+def block_io(block: Block, layers: Mapping[str, LayerIO]) -> BlockParts:
+    """Return what the members of a block gave, with the positions of their parameters; alike members are joined."""
+    return in_place(block, member_io(block, layers))
+
+
+def in_place(block: Block, members: Mapping[int, LayerIO]) -> BlockParts:
+    """Put beside what each member gave the positions of its parameters."""
+    return tuple((members[k], block.members[k][1]) for k in sorted(members))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Whose samples lie behind a curvature.
+
+    Args:
+        samples: How many there are.
+        ranks: Number of ranks they come from, over which gradients were averaged: each contributes 1 / ranks of what
+            was captured on it.
+    """
+
+    samples: int
+    ranks: int = 1
+
+    def scale(self, options: Options) -> float:
+        """Return what turns captured gradients into columns of U: sqrt(n) / M for mean losses, 1 / sqrt(n) for sums."""
+        mean = options.loss_reduction == "mean"
+        scale = self.samples**0.5 / self.ranks if mean else self.samples**-0.5
+        return scale if options.grad_scaler is None else scale / options.grad_scaler.get_scale()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """U of a refresh, before its Gram matrix is known.
+
+    Args:
+        batch: U of the new batch.
+        factor: The same, or that merged with the curvature held before.
+        pool: Whose samples they are.
+        summarised: Whether few columns are kept in place of the samples.
+        solver: What is made of K: "eigen", "cholesky" or "direct".
+    """
+
+    batch: Factor
+    factor: Factor
+    pool: Pool
+    summarised: bool
+    solver: str
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a refresh makes of K.
+
+    Args:
+        state: Factorisation of K.
+        mean: Mean eigenvalue, 0-d.
+        damping: The damping in force, 0-d.
+        row_sums: K 1 of the new batch.
+        usable: Whether the damping can be divided by.
+        failed: Rungs of the factorisation ladder that failed before one held.
+        gram: K, where the state is not of the kind wanted.
+    """
+
+    state: SolveState
+    mean: Tensor
+    damping: Tensor
+    row_sums: Tensor
+    usable: bool
+    failed: int
+    gram: Tensor | None = None
 
 
 def refresh(
-    block: Block,
-    parts: BlockParts,
-    choice: Choice,
-    samples: int,
-    options: Options,
-    step: int,
-    old: Curvature | None,
+    block: Block, parts: BlockParts, choice: Choice, pool: Pool, options: Options, step: int, old: Curvature | None
 ) -> tuple[Curvature, int]:
     """Make a block's curvature from one batch, merged into the old one where ``ema`` asks for it.
 
@@ -85,63 +157,133 @@ def refresh(
     Raises:
         FactorisationError: No factorisation held.
     """
-    factor, samples = _factor(block, parts, choice, samples, options, step)
-    gram = factor.gram()
-    mean, sums = gram.diagonal().sum() / samples, gram @ gram.new_ones(factor.n)
-    if options.ema > 0 and old is not None and isinstance(old.factor, Explicit):
-        factor = merge(old.factor, factor, options.ema)
+    drafted = draft(block, parts, choice, pool, options, step, old)
+    solution = solve(drafted, options, step, old)
+    return hold(drafted, solution, step), solution.failed
+
+
+def draft(
+    block: Block, parts: BlockParts, choice: Choice, pool: Pool, options: Options, step: int, old: Curvature | None
+) -> Draft:
+    """Make U from one batch."""
+    batch, pool = factor_of(block, parts, choice, pool, options, step)
+    merged = options.ema > 0 and old is not None and isinstance(old.factor, Explicit)
+    factor = merge(old.factor, batch, options.ema) if merged else batch  # type: ignore[union-attr,arg-type]
+    summarised = choice.estimator == "truncated" or options.ema > 0
+    steady = not callable(options.damping) or options.interval_at(step) == 1
+    direct = options.power == 1.0 and (steady or batch.frozen_damping) and not summarised
+    solver = ("direct" if options.serves_once(step) else "cholesky") if direct else "eigen"
+    return Draft(batch, factor, pool, summarised, solver)
+
+
+def solve(drafted: Draft, options: Options, step: int, old: Curvature | None) -> Solution:
+    """Factorise the Gram matrix.
+
+    Raises:
+        FactorisationError: No factorisation held.
+    """
+    batch, merged = drafted.batch, drafted.factor is not drafted.batch
+    gram = batch.gram()
+    mean, sums = gram.diagonal().sum() / drafted.pool.samples, gram @ gram.new_ones(batch.n)
+    if merged:
+        assert old is not None
         mean = options.ema * old.mean + (1 - options.ema) * mean
     damping = damping_at(options, step, mean)
     size, least = torch.stack([mean, damping]).tolist()
     if not isfinite(size):
         raise FactorisationError("the Gram matrix is not finite")
-    steady = not callable(options.damping) or options.interval_at(step) == 1
-    direct = options.power == 1.0 and (steady or factor.frozen_damping)
-    summarise = choice.estimator == "truncated" or options.ema > 0
-    once = direct and not summarise and options.serves_once(step)
-    state, failed = init(gram, damping, cholesky=direct or summarise, once=once)
-    used = factor if least > SMALLEST * torch.finfo(gram.dtype).tiny else None
-    if summarise and used is not None:
-        try:
-            used, values = truncate(factor, damping, limit=samples)
-        except LinAlgError as error:
-            raise FactorisationError("the merged Gram matrix could not be factorised") from error
+    whole = drafted.factor.gram() if merged else gram
+    solver = drafted.solver
+    state, failed = init(whole, damping, cholesky=solver == "cholesky", once=solver == "direct")
+    usable = least > SMALLEST * torch.finfo(gram.dtype).tiny
+    return Solution(state, mean, damping, sums, usable, failed, whole)
+
+
+def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
+    """Return what is kept until the next refresh."""
+    factor, state = drafted.factor, solution.state
+    if drafted.summarised and solution.usable:
+        assert isinstance(state, EigenState)
+        spectrum = (state.values, state.vectors)
+        factor, values = truncate(factor, solution.damping, limit=drafted.pool.samples, spectrum=spectrum)
         state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
-    return Curvature(used, state, mean, samples, step, damping, sums), failed
+    used = factor if solution.usable else None
+    return Curvature(used, state, solution.mean, drafted.pool.samples, step, solution.damping, solution.row_sums)
 
 
-def _factor(
-    block: Block,
-    parts: BlockParts,
-    choice: Choice,
-    samples: int,
-    options: Options,
-    step: int,
-) -> tuple[Factor, int]:
+def message_size(drafted: Draft) -> int:
+    """Return the length of the vector that hands a solution on."""
+    return HEAD + drafted.batch.n + vector_size(drafted.solver, drafted.factor.n)
+
+
+def to_message(drafted: Draft, solution: Solution | None, like: Tensor) -> Float[Tensor, " m"]:
+    """Return a solution as a vector of ``message_size`` numbers of the dtype of ``like``; None: nothing held."""
+    message = like.new_zeros(message_size(drafted))
+    if solution is None:
+        return message
+    vector = to_vector(solution.state, drafted.solver)
+    if vector is None:  # the ladder ended at eigenvalues: K fits where its Cholesky factor would have been
+        assert solution.gram is not None
+        vector = pack_triangle(solution.gram)
+        kind = 2.0
+    else:
+        kind = 1.0
+    head = [message.new_tensor([kind, solution.usable, solution.failed]), solution.mean[None], solution.damping[None]]
+    return torch.cat([*head, solution.row_sums, vector])
+
+
+def from_message(drafted: Draft, message: Float[Tensor, " m"]) -> Solution:
+    """Undo ``to_message``; every rank does, the owner too, so that all hold the same bits.
+
+    Raises:
+        FactorisationError: No factorisation held.
+    """
+    kind, usable, failed = message[:3].tolist()
+    if not kind:
+        raise FactorisationError("no factorisation of the Gram matrix held on its owner")
+    mean, damping, n = message[3].clone(), message[4].clone(), drafted.batch.n
+    sums, vector = message[HEAD : HEAD + n].clone(), message[HEAD + n :]
+    if kind == 1:
+        state = from_vector(vector, drafted.solver, drafted.factor.n, damping)
+    else:
+        gram = unpack_triangle(vector, drafted.factor.n, symmetric=True)
+        state, _ = init(gram, damping, cholesky=False)
+    return Solution(state, mean, damping, sums, bool(usable), int(failed))
+
+
+def factor_of(
+    block: Block, parts: BlockParts, choice: Choice, pool: Pool, options: Options, step: int
+) -> tuple[Factor, Pool]:
+    """Return U of the samples given, and the pool with rows counted as positions where those are expanded."""
     drawing = choice.draws or options.positions == "expand"
     generator = generator_for(options.seed, step, block.name) if drawing else torch.default_generator
     dtype = block.compute_dtype
     io, slots = parts[0]
     if len(parts) > 1 or len(slots) < len(block.parameters):
-        return as_captured(block, parts, _scale(samples, options), dtype), samples
+        kept = choice if len(parts) > 1 else Choice("operator")
+        return as_captured(block, parts, pool.scale(options), dtype, kept, generator), pool
     if options.positions == "expand":
-        io, samples = expand_positions(io, max(io.n, options.sketch_size), generator)
-    return build_factor(io, choice, _scale(samples, options), dtype, generator), samples
+        io, rows = expand_positions(io, max(io.n, options.sketch_size), generator)
+        pool = Pool(rows, pool.ranks)
+    return build_factor(io, choice, pool.scale(options), dtype, generator), pool
 
 
-def as_captured(block: Block, parts: BlockParts, scale: float, dtype: torch.dtype) -> Combined:
-    """Return U of all modules of a block as they were captured, one column a sample, ``scale`` times each.
+def as_captured(
+    block: Block,
+    parts: BlockParts,
+    scale: float,
+    dtype: torch.dtype,
+    choice: Choice = Choice("operator"),  # noqa: B008 - frozen
+    generator: torch.Generator = torch.default_generator,
+) -> Combined:
+    """Return U of all parts of a block, one column a sample, ``scale`` times what was captured.
 
-    Parameters that no module reached in this batch have zero rows.
+    Parameters that no part reaches in this batch have zero rows. ``choice`` says how products are kept, by default as
+    they were captured.
     """
     shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
     every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
-    keep = Choice("operator")
-    terms = tuple(build_factor(io, keep, scale, dtype, torch.default_generator) for io, _ in parts)
+    plain = Choice("operator")
+    kept = [choice if isinstance(io, Product) else plain for io, _ in parts]
+    terms = tuple(build_factor(io, how, scale, dtype, generator) for (io, _), how in zip(parts, kept, strict=True))
     return Combined(terms, tuple(slots for _, slots in parts), every)
-
-
-def _scale(samples: int, options: Options) -> float:
-    """Return what turns captured gradients into columns of U: sqrt(n) for mean losses, 1 / sqrt(n) for sums."""
-    scale = samples**0.5 if options.loss_reduction == "mean" else samples**-0.5
-    return scale if options.grad_scaler is None else scale / options.grad_scaler.get_scale()

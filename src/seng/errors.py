@@ -58,6 +58,10 @@ class MemoryBudgetError(SengError):
     """No plan fits the memory budget."""
 
 
+class RankError(SengError):
+    """Ranks do not fit together: one has failed, is gone or too slow, or has other options than the rest."""
+
+
 class StateError(SengError):
     """A state dict is truncated, foreign, of another version or of another model."""
 

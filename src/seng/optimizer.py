@@ -104,14 +104,13 @@ class SENG(Optimizer):
         Returns:
             The closure's loss.
         """
-        loss = None
+        loss = spoiled = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
             if loss is not None and not isfinite(float(loss.detach() if isinstance(loss, Tensor) else loss)):
-                self.preconditioner.skip("the loss is not finite")
-                return loss
-        if self.preconditioner.step():
+                spoiled = "the loss is not finite"
+        if self.preconditioner.step(spoiled):
             for base in self.bases:
                 base.step()
         return loss

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +16,29 @@ from torch import Tensor, nn
 from .blocks import Block, lay_out, reweightable, unwrap
 from .capture import Capture, Captured
 from .config import Options
-from .curvature import BlockParts, Curvature, as_captured, block_io, damping_at, refresh
+from .curvature import Curvature, as_captured, block_io, damping_at, member_io
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
-from .distributed import strategy_for
-from .errors import BatchError, OrderError
+from .distributed import Batch, Plan, Strategy, Updates, strategy_for
+from .errors import OrderError
 from .factors import Factor, Kronecker
+from .gradients import all_finite, block_gradients, passing, present, square, write_back
 from .linalg import inverse_quadratic
-from .planner import Size, choose_all, require_known
+from .planner import require_known
+from .refreshing import Facts, Members, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections
 from .sketch import generator_for
-from .solve import FactorisationError, coefficients
-from .state import Held, Signature, read, write
-from .types import Choice, Grads, Product
+from .solve import coefficients
+from .state import Held, read, write
+from .types import Grads, Product
+
+
+@dataclass
+class Ready:
+    """What a step works on: gradients, their squares, and on refresh steps what the layers captured."""
+
+    grads: dict[str, Grads]
+    squares: dict[str, Tensor]
+    members: Members
+    samples: int
 
 
 class Preconditioner:
@@ -61,28 +74,52 @@ class Preconditioner:
     """
 
     def __init__(self, model: nn.Module, *, call: str = "Preconditioner()", **options: Any):
-        self.options = Options.build(call, options)
-        require_known(self.options, call)
-        self._strategy = strategy_for(self.options.distributed, call)
-        self._layout = lay_out(unwrap(model, call), self.options, call)
+        chosen = Options.build(call, options)
+        require_known(chosen, call)
+        strategy = strategy_for(chosen.distributed, call, chosen.wire_dtype)
+        self._layout = lay_out(unwrap(model, call), chosen, call)
         self._warn_unsupported()
         watched = [entry for block in self._layout.blocks.values() for entry, _ in block.members]
-        self._reweighted = reweightable(self._layout) if self.options.reweight else frozenset()
+        self._reweighted = reweightable(self._layout) if chosen.reweight else frozenset()
         self._capture = Capture(watched, self._grads_are_cleared, withheld=self._reweighted)
-        self._curvature: dict[str, Curvature] = {}
-        self._choices: dict[str, Choice] = {}
-        self._planned_for: tuple[dict[str, Size], int] | None = None
+        self._sharing = Sharing(self._layout, chosen, strategy, self._reweighted)
+        self._reach = Reach(list(self._layout.blocks))
+        self._thin = ThinCorrections(self._layout)
+        self.span: Callable[[str], AbstractContextManager[Any]] = nullcontext
+        self._refreshes = Refreshes(
+            self._layout, self._sharing, self._reach, self._thin, self._count, lambda name: self.span(name)
+        )
+        self._facts = Facts(chosen, self._layout.signature())
         self._uses: dict[str, Use] = {}
         self._counters: Counter[str] = Counter()
         self._step = 0
         self._last_refresh = -1
-        self.span: Callable[[str], AbstractContextManager[Any]] = nullcontext
+
+    @property
+    def options(self) -> Options:
+        """The options in force."""
+        return self._sharing.options
+
+    @options.setter
+    def options(self, options: Options) -> None:
+        self._sharing.options = options
+
+    @property
+    def _curvature(self) -> dict[str, Curvature]:
+        return self._refreshes.curvature
+
+    @property
+    def _strategy(self) -> Strategy:
+        return self._sharing.strategy
 
     # -- the algorithm ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self) -> bool:
+    def step(self, spoiled: str | None = None) -> bool:
         """Replace ``.grad`` by its preconditioned direction; refresh the curvature where that is due.
+
+        Args:
+            spoiled: Why this step must be skipped, where that is known; all ranks then skip it.
 
         Returns:
             False if the step was skipped because a gradient is not finite; nothing has changed then.
@@ -92,50 +129,66 @@ class Preconditioner:
             OptionError: A schedule gave a value out of range.
             BatchError: The first batch has one sample, or layers disagree about the number of samples.
             CaptureError: A layer's input was overwritten in place before it could be used.
+            RankError: Another rank raised an error, is gone, or has other options.
         """
-        grads = self._gradients()
-        self.options.require_schedules(self._step)
-        captured = self._capture.collect()
-        self._restore_gradients(grads, captured)
-        squares = {name: sum(map(_square, own), own[0].new_zeros(())) for name, own in grads.items()}
-        if not self._strategy.agree(_all_finite([*squares.values(), *self._loose_squares(captured)])):
-            return self.skip("a gradient is not finite")
-        due = self._refresh_due() and self._can_refresh(captured)
-        fresh = due and (self.options.curvature_batch == "current" or not self._curvature)
-        parts = self._plan_refresh(captured) if due else {}
-        done = []
+        self._strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
+        ready = self._strategy.together(partial(self._prepare, spoiled))
+        if ready is None:
+            return self.skip(spoiled or "a gradient is not finite")
+        if not self._reach.known:
+            self._reach.share(self._strategy)
+        due = self._refresh_due()
+        refresh = self._refreshes.begin(ready.members, ready.samples, self._step) if due else NoRefresh()
+        if refresh.fresh:
+            refresh.shared()
+        updates, done = self._strategy.updates(present(self._layout)), set()
         for name, block in self._layout.blocks.items():
-            if fresh and name in parts:
-                self._refresh(block, parts.pop(name), captured.samples)
-            if name in grads:
-                written = self._precondition(block, grads.pop(name), squares[name], fresh)
+            if refresh.fresh:
+                refresh.block(name)
+            if name in ready.grads:
+                written = self._precondition(block, ready, refresh.fresh)
             else:
                 written = name in self._reweighted and self._reweight(block)
-            done += [name] if written else []
-            if due and name in parts:
-                self._refresh(block, parts.pop(name), captured.samples)
-        self._pass_through(done)
-        self._strategy.share_updates(self._all_grads())
-        self._last_refresh = self._step if due else self._last_refresh
+            done |= {name} if written else set()
+            updates.ready(name, written)
+            refresh.block(name)
+        if refresh.fresh:
+            refresh.finish()
+        self._share(updates, ready, done)
+        if not refresh.fresh:
+            refresh.finish()
+        self._last_refresh = self._step if refresh.taken else self._last_refresh
         self._step += 1
         self._capture.armed = self._refresh_due()
         return True
 
-    def _precondition(self, block: Block, grads: Grads, square: Tensor, fresh: bool) -> bool:
+    def _share(self, updates: Updates, ready: Ready, done: set[str]) -> None:
+        """Combine the ranks' directions, and scale what no curvature of any rank reaches."""
+        holders = self._reach.holders()
+        updates.finish(holders)
+        self._thin.finish(ready.grads, holders, self._strategy)
+        if self._strategy.world > 1:
+            done = {name for name, count in holders.items() if count}
+        self._pass_through(done)
+        self._reach.spent = self.options.serves_once(self._step)
+
+    def _precondition(self, block: Block, ready: Ready, fresh: bool) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
-        curvature = self._curvature.get(block.name)
+        name, curvature = block.name, self._curvature.get(block.name)
+        grads = ready.grads[name] if name in self._thin else ready.grads.pop(name)
         if curvature is None or curvature.factor is None:
             return False
         factor = curvature.factor
-        y, own = self._projection(block.name, curvature, factor, grads, fresh)
-        z, multiplier = self._direction(block.name, curvature, square, y, own)
+        y, own = self._projection(name, curvature, factor, grads, fresh)
+        z, multiplier = self._direction(name, curvature, ready.squares[name], y, own)
+        if name in self._thin:
+            self._thin.say(name, z, multiplier)
+            return True
         if multiplier.is_cuda:  # reading its value would wait for the device
             for x in grads:
                 x.mul_(multiplier)
         factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
-        for parameter, x in zip(block.parameters, grads, strict=True):
-            if parameter.grad is not None and parameter.grad.data_ptr() != x.data_ptr():
-                parameter.grad.copy_(x.view_as(parameter.grad))
+        write_back(block, grads)
         return True
 
     def _reweight(self, block: Block) -> bool:
@@ -184,80 +237,43 @@ class Preconditioner:
         z_one = z if self.options.power == 1.0 else coefficients(curvature.state, y, damping, 1.0)
         q = inverse_quadratic(square, y, z_one, damping).sqrt()
         if self.options.loss_reduction == "sum":
-            q = q / curvature.samples
+            q = q * (self._strategy.world if self._strategy.pooled else 1) / curvature.samples
         return (trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
 
-    def _pass_through(self, done: list[str]) -> None:
+    def _pass_through(self, done: set[str]) -> None:
         """Scale what no curvature reaches, so that it moves at the pace of the rest."""
-        if not self._curvature or not self.options.natural:
+        pace = self._reach.pace(self.options, self._step) if self.options.natural else None
+        if pace is None:  # or all gradients were zero
             return
-        means = [curvature.mean for curvature in self._curvature.values()]
-        dampings = damping_at(self.options, self._step, torch.stack([m.to(means[0]) for m in means]).double())
-        mean = dampings[dampings > 0].mean().item()
-        if not mean > 0:  # all gradients were zero
-            return
-        pace = 1 / (1 + mean) if self.options.estimator == "paper-code" else mean**-self.options.power
-        rest = list(self._layout.passing.values())
-        rest += [p for name, block in self._layout.blocks.items() if name not in done for p in block.parameters]
-        for parameter in rest:
-            if parameter.grad is not None:
-                parameter.grad.mul_(pace)
+        rest = [g for name, own in present(self._layout).items() if name not in done for g in own]
+        for gradient in (*passing(self._layout), *rest):
+            gradient.mul_(pace)
 
-    # -- refreshes ----------------------------------------------------------------------------------------------
+    # -- what a step works on -----------------------------------------------------------------------------------
 
     def _refresh_due(self) -> bool:
         return self._last_refresh < 0 or self._step - self._last_refresh >= self.options.interval_at(self._step)
 
-    def _can_refresh(self, captured: Captured) -> bool:
-        rows = captured.samples
-        if self.options.positions == "expand":
-            rows *= max((io.positions for io in captured.layers.values()), default=1)
-        used_up = bool(self._curvature) and self.options.serves_once(self._step)  # nothing held could serve instead
-        if rows >= (1 if used_up or self._reweighted else 2):
-            return True
-        if rows == 0 and not self._curvature:
-            raise OrderError(
-                "step()", "no layer was captured", expected="a forward and backward pass in training mode since the "
-                "hooks were placed", got="none", fix="Create the optimizer before the forward pass",
-            )  # fmt: skip
-        if not self._curvature:
-            raise BatchError(
-                "step()", "the first batch is too small for curvature", expected="at least 2 samples", got=rows,
-                fix="Use a larger batch, or accumulate gradients over several",
-            )  # fmt: skip
-        self._count("small_batches", "a refresh was put off: the batch had fewer than 2 samples")
-        return False
+    def _prepare(self, spoiled: str | None) -> tuple[Ready, Batch]:
+        """Return what this rank brings to a step; all that can fail on one rank alone fails here."""
+        if spoiled is not None:
+            return Ready({}, {}, {}, 0), Batch(torch.tensor(False), dict)
+        grads = self._gradients()
+        self.options.require_schedules(self._step)
+        captured = self._capture.collect()
+        self._restore_gradients(grads, captured)
+        squares = {name: sum(map(square, own), own[0].new_zeros(())) for name, own in grads.items()}
+        good = all_finite([*squares.values(), *self._loose_squares(captured)])
+        members = {}
+        if self._refresh_due():
+            found = {name: member_io(block, captured.layers) for name, block in self._layout.blocks.items()}
+            members = {name: own for name, own in found.items() if own}
+        return Ready(grads, squares, members, captured.samples), Batch(good, self._told)
 
-    def _plan_refresh(self, captured: Captured) -> dict[str, BlockParts]:
-        """Return what each block captured, for ``_refresh`` to consume, and choose how it will be kept."""
-        parts = {
-            name: block_io(block, captured.layers)
-            for name, block in self._layout.blocks.items()
-            if any(entry.name in captured.layers for entry, _ in block.members)
-        }
-        captured.layers.clear()  # so that a layer's tensors die with its refresh
-        self._warn_unused(parts)
-        sizes = {
-            name: Size.of_block([io for io, _ in ios], self.options, self._layout.blocks[name].compute_dtype.itemsize)
-            for name, ios in parts.items()
-        }
-        interval = self.options.interval_at(self._step)
-        if self._planned_for != (sizes, interval):
-            self._choices = choose_all(sizes, self.options, interval, "step()", self._reweighted)
-            self._planned_for = (sizes, interval)
-        return parts
-
-    def _refresh(self, block: Block, parts: BlockParts, samples: int) -> None:
-        old, name = self._curvature.get(block.name), block.name
-        try:
-            with self.span("refresh"):
-                self._curvature[name], failed = refresh(
-                    block, parts, self._choices[name], samples, self.options, self._step, old
-                )
-            if failed:
-                self._counters["ladder_rungs"] += failed
-        except FactorisationError:
-            self._count("failed_refreshes", f"the curvature of layer {name} could not be factorised and is kept")
+    def _told(self) -> dict[str, str]:
+        """Return what must be alike on all ranks."""
+        position = {"gradients": len(present(self._layout)), "curvature_known": self._reach.known}
+        return self._facts.at(self.options, self._step, last_refresh=self._last_refresh, **position)
 
     def _warn_unsupported(self) -> None:
         chosen = ("excluded", "not included")
@@ -265,34 +281,16 @@ class Preconditioner:
         if lost:
             warnings.warn(f"seng: these parameters keep their plain gradient: {', '.join(lost)}", stacklevel=4)
 
-    def _warn_unused(self, used: Iterable[str]) -> None:
-        unused = sorted(set(self._layout.blocks) - set(used) - set(self._curvature))
-        if unused:
-            self._count("unused", f"the batch did not use these layers, they pass through: {', '.join(unused)}")
-
     # -- gradients ----------------------------------------------------------------------------------------------
 
     def _gradients(self) -> dict[str, Grads]:
-        """Return each block's gradients as contiguous tensors of its compute dtype, without copies where possible."""
-        if not self._all_grads() and not (self._reweighted and self._capture.holds_records):
+        found = present(self._layout) or passing(self._layout)
+        if not found and not (self._reweighted and self._capture.holds_records):
             raise OrderError(
                 "step()", "no gradients", expected=".grad on the model's parameters", got=None,
                 fix="Call loss.backward() before step()",
             )  # fmt: skip
-        grads = {}
-        for name, block in self._layout.blocks.items():
-            found = [p.grad for p in block.parameters]
-            if all(g is None for g in found):
-                continue
-            grads[name] = tuple(
-                (torch.zeros_like(p) if p.grad is None else p.grad).to(block.compute_dtype).contiguous()
-                for p in block.parameters
-            )
-        return grads
-
-    def _all_grads(self) -> list[Tensor]:
-        parameters = [p for block in self._layout.blocks.values() for p in block.parameters]
-        return [p.grad for p in (*parameters, *self._layout.passing.values()) if p.grad is not None]
+        return block_gradients(self._layout)
 
     def _restore_gradients(self, grads: dict[str, Grads], captured: Captured) -> None:
         """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
@@ -305,9 +303,8 @@ class Preconditioner:
 
     def _loose_squares(self, captured: Captured) -> list[Tensor]:
         """Return the squares of gradients outside ``grads``: passing through, or still to be summed."""
-        passing = [p.grad for p in self._layout.passing.values() if p.grad is not None]
         withheld = [captured.layers[name] for name in sorted(self._reweighted & captured.layers.keys())]
-        return [_square(x) for x in (*passing, *(io.g for io in withheld if isinstance(io, Product)))]
+        return [square(x) for x in (*passing(self._layout), *(io.g for io in withheld if isinstance(io, Product)))]
 
     def _grads_are_cleared(self) -> bool:
         """Return whether ``.grad`` was cleared, to None or to zeros, since something was captured.
@@ -319,9 +316,9 @@ class Preconditioner:
         grads = [p.grad for block in self._layout.blocks.values() for p in block.parameters if p.grad is not None]
         return not grads or (not any(bool(grad.any()) for grad in grads) and self._capture.has_gradients())
 
-    def _count(self, event: str, message: str) -> None:
-        self._counters[event] += 1
-        if self._counters[event] == 1:
+    def _count(self, event: str, message: str, often: int = 1) -> None:
+        self._counters[event] += often
+        if message and self._counters[event] == 1:
             warnings.warn(f"seng: {message}. Counted in `counters`; this is said once", stacklevel=3)
 
     # -- reports ------------------------------------------------------------------------------------------------
@@ -336,6 +333,11 @@ class Preconditioner:
         """Number of completed steps."""
         return self._step
 
+    @property
+    def plan(self) -> Plan:
+        """Who does what among the ranks, and what travels; known from the first refresh on."""
+        return self._strategy.plan
+
     def stats(self) -> dict[str, LayerStats]:
         """Return the state of every block that has curvature, by name. Cost: eigenvalues where none are held."""
         skipped = self._counters["skipped_steps"]
@@ -346,7 +348,8 @@ class Preconditioner:
 
     def coverage(self) -> Coverage:
         """Return which parameters are preconditioned, how, and which pass through and why."""
-        return coverage(self._layout, self._choices, set(self._curvature))
+        held = self._reach.held() if self._reach.known else set(self._curvature)
+        return coverage(self._layout, self._sharing.choices, held)
 
     def skip(self, reason: str) -> bool:
         """Count a step that was not taken, and forget its captured batch. Returns False."""
@@ -359,46 +362,39 @@ class Preconditioner:
         self._capture.clear()
 
     def close(self) -> None:
-        """Remove the hooks; the model is as it was."""
+        """Remove the hooks, and give back what the ranks share; the model is as it was."""
         self._capture.close()
+        self._strategy.close()
 
     # -- state --------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters and curvature: tensors and plain values only, keyed by qualified names."""
-        held = Held(self._step, self._last_refresh, self.options.seed, dict(self._counters), self._curvature)
-        return write(held, self._signature())
+        """Return counters and curvature: tensors and plain values only, keyed by qualified names.
+
+        With several ranks each has a state of its own, to be saved beside the others'.
+        """
+        held = Held(
+            self._step, self._last_refresh, self.options.seed, dict(self._counters), self._curvature,
+            self._sharing.place(), self._thin.carriers,
+        )  # fmt: skip
+        return write(held, self._layout.signature())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, so that training continues bit for bit.
 
+        Curvature of all ranks' samples fits only the strategy and the number of ranks it was made by; where those are
+        others, the next step begins with a refresh.
+
         Raises:
-            StateError: The state is truncated, foreign, of another version or another model; nothing has changed then.
+            StateError: The state is truncated, foreign, of another version, model or rank; nothing has changed then.
         """
-        held = read(state, self._signature(), self._layout.blocks)
+        held = read(state, self._layout.signature(), self._layout.blocks)
+        fits = self._sharing.resume(held.place)
         self.options = self.options.with_(seed=held.seed)
-        self._step, self._last_refresh = held.step, held.last_refresh
-        self._counters, self._curvature, self._uses = Counter(held.counters), held.curvature, {}
+        self._step, self._last_refresh = held.step, held.last_refresh if fits else -1
+        self._counters, self._uses = Counter(held.counters), {}
+        self._refreshes.curvature = held.curvature if fits else {}
+        self._thin.carriers = held.carriers if fits and self._strategy.plan.thin else {}
+        self._reach.restore(self._curvature, self._strategy)
         self._capture.clear()
         self._capture.armed = self._refresh_due()
-
-    def _signature(self) -> Signature:
-        names = {
-            name: dict(zip(block.parameter_names, block.parameters, strict=True))
-            for name, block in self._layout.blocks.items()
-        }
-        names["passing through"] = self._layout.passing
-        return {name: {key: list(p.shape) for key, p in own.items()} for name, own in names.items()}
-
-
-def _square(x: Tensor) -> Tensor:
-    """Return x.x, at least in float32; NaN or inf where x holds one."""
-    values = x.coalesce().values() if x.is_sparse else x
-    values = torch.view_as_real(values) if values.is_complex() else values
-    flat = values.reshape(-1).to(torch.promote_types(values.dtype, torch.float32))
-    return torch.dot(flat, flat)
-
-
-def _all_finite(values: list[Tensor]) -> Tensor:
-    """Return a 0-d bool: none of the 0-d tensors is NaN or inf."""
-    return torch.stack([value.to(values[0]) for value in values]).sum().isfinite()

@@ -13,7 +13,7 @@ from .blocks import Block, Layout, lay_out, reweightable, unwrap
 from .capture import Capture, Watched
 from .config import Options
 from .curvature import as_captured, block_io
-from .distributed import strategy_for
+from .distributed import require_strategy
 from .errors import OrderError
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
@@ -191,7 +191,7 @@ def _options(call: str, given: dict[str, Any]) -> Options:
     """Return options that ``seng.SENG`` would take."""
     options = Options.build(call, given)
     require_known(options, call)
-    strategy_for(options.distributed, call)
+    require_strategy(options.distributed, call)
     return options
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from .blocks import Block
 from .curvature import Curvature
 from .errors import StateError
 from .factors import FACTOR_TYPES
+from .refreshing import Carriers, Place
 from .sketch import SKETCH_TYPES
 from .solve import SOLVE_TYPES
 
-TYPES: dict[str, type] = {**FACTOR_TYPES, **SKETCH_TYPES, **SOLVE_TYPES, "Curvature": Curvature}
+TYPES: dict[str, type] = {**FACTOR_TYPES, **SKETCH_TYPES, **SOLVE_TYPES, "Curvature": Curvature, "Place": Place}
 VERSION = 1
 PLAIN: dict[str, type] = {"step": int, "last_refresh": int, "seed": int, "counters": dict, "curvature": dict}
 
@@ -33,6 +34,8 @@ class Held:
         seed: Seed of every random draw.
         counters: Events by name.
         curvature: By block name.
+        place: By whom it was made, among the ranks.
+        carriers: Every rank's thin factors, by block name.
     """
 
     step: int
@@ -40,6 +43,8 @@ class Held:
     seed: int
     counters: dict[str, int]
     curvature: dict[str, Curvature]
+    place: Place = field(default_factory=Place)
+    carriers: dict[str, Carriers] = field(default_factory=dict)
 
 
 def write(held: Held, signature: Signature) -> dict[str, Any]:
@@ -52,6 +57,8 @@ def write(held: Held, signature: Signature) -> dict[str, Any]:
         "seed": held.seed,
         "counters": dict(held.counters),
         "curvature": {name: pack(curvature) for name, curvature in held.curvature.items()},
+        "place": pack(held.place),
+        "carriers": {name: pack(carriers) for name, carriers in held.carriers.items()},
     }
 
 
@@ -77,7 +84,8 @@ def read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
     if not set(state["curvature"]) <= set(blocks):
         raise refusal("curvature of unknown layers", sorted(blocks), list(state["curvature"]))
     curvature = {name: _curvature(packed, blocks[name]) for name, packed in state["curvature"].items()}
-    return Held(state["step"], state["last_refresh"], state["seed"], dict(state["counters"]), curvature)
+    counts = dict(state["counters"])
+    return Held(state["step"], state["last_refresh"], state["seed"], counts, curvature, *_ranks(state, blocks))
 
 
 def refusal(problem: str, expected: object, got: object, layer: str | None = None) -> StateError:
@@ -114,6 +122,16 @@ def unpack(packed: Any, device: torch.device) -> Any:
     if kind is None or set(values) != {field.name for field in fields(kind)}:
         raise refusal("an entry cannot be read", f"one of {sorted(TYPES)} with its fields", name)
     return kind(**values)
+
+
+def _ranks(state: Mapping[str, Any], blocks: Mapping[str, Block]) -> tuple[Place, dict[str, Carriers]]:
+    """Return what concerns other ranks; states of one process, and older ones, have none of it."""
+    device = next(iter(blocks.values())).parameters[0].device
+    place = unpack(state["place"], device) if "place" in state else Place()
+    carriers = {name: unpack(packed, device) for name, packed in state.get("carriers", {}).items()}
+    if not isinstance(place, Place) or not set(carriers) <= set(blocks):
+        raise refusal("what concerns other ranks cannot be read", "a Place and known layers", state.get("place"))
+    return place, carriers
 
 
 def _curvature(packed: Any, block: Block) -> Curvature:

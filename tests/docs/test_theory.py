@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from seng import PolynomialLR, Preconditioner
 from seng.distributed import Local
+from seng.distributed.wire import Wire
 from seng.factors import Explicit, build_factor, combine, merge, truncate
 from seng.factors.sketched import sketch_rows, sketch_sides
 from seng.factors.truncated import TOLERANCE
@@ -306,16 +306,22 @@ def test_equation_23_expanded_positions_are_samples_of_their_own(kept: int):
         assert_close(u @ u.T, total * m.T @ m)
 
 
-def test_equation_24_ranks_take_the_mean_of_their_directions(monkeypatch: pytest.MonkeyPatch):
+def test_equation_24_ranks_take_the_mean_of_their_directions():
     mine, other = [random(3, 2), random(4)], [random(3, 2, seed=1), random(4, seed=2)]
     expected = [(a + b) / 2 for a, b in zip(mine, other, strict=True)]
 
-    def all_reduce(flat: Tensor) -> None:
-        flat.add_(torch.cat([x.reshape(-1) for x in other]) / 2)
+    class TwoRanks(Wire):
+        rank, world, dtype = 0, 2, None
 
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    Local().share_updates(mine)
+        def __init__(self) -> None:
+            pass
+
+        def sum(self, flat: Tensor, purpose: str):
+            return lambda: flat + torch.cat([x.reshape(-1) for x in other])
+
+    updates = Local(wire=TwoRanks()).updates({"layer": mine})
+    updates.ready("layer", written=True)
+    updates.finish({"layer": 2})
     for got, wanted in zip(mine, expected, strict=True):
         assert_close(got, wanted)
 

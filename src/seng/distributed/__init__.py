@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
+import torch
 from torch import distributed as dist
 
-from ..errors import choose
-from .base import Strategy
+from ..errors import OptionError, choose
+from .auto import Auto
+from .base import Batch, Strategy, Updates
 from .local import Local
+from .plan import RATES, Load, Plan, cheapest
+from .sharded import Sharded
+from .whole import Global
 
-__all__ = ["STRATEGIES", "Local", "Strategy", "automatic", "strategy_for"]
+__all__ = [
+    "RATES",
+    "STRATEGIES",
+    "Auto",
+    "Batch",
+    "Global",
+    "Load",
+    "Local",
+    "Plan",
+    "Sharded",
+    "Strategy",
+    "Updates",
+    "cheapest",
+    "require_strategy",
+    "strategy_for",
+]
 
-STRATEGIES: dict[str, type[Strategy]] = {"none": Strategy, "local": Local}
+STRATEGIES: dict[str, type[Strategy]] = {"none": Strategy, "local": Local, "global": Global, "sharded": Sharded}
 
 
-def strategy_for(name: object, call: str) -> Strategy:
-    """Return the named strategy, or the one that "auto" stands for.
+def strategy_for(name: object, call: str, wire_dtype: str | None = None) -> Strategy:
+    """Return the named strategy, or "auto": over several ranks the cheapest, else "none".
 
     Raises:
-        OptionError: No strategy has that name.
+        OptionError: No strategy has that name, or torch.distributed does not run.
     """
-    table = {"auto": STRATEGIES[automatic()], **STRATEGIES}
-    return choose(table, name, call=call, option="distributed")()
+    automatic = Auto if several_ranks() else Strategy
+    kind = choose({"auto": automatic, **STRATEGIES}, name, call=call, option="distributed")
+    if kind is not Strategy and not running():
+        raise OptionError(
+            call, f"distributed={name!r} needs ranks", expected="a process group of torch.distributed", got=None,
+            fix="Call torch.distributed.init_process_group first, or leave distributed at 'auto'",
+        )  # fmt: skip
+    return kind(None if wire_dtype is None else getattr(torch, wire_dtype))
 
 
-def automatic() -> str:
-    """Return the strategy that "auto" stands for: "local" where several ranks run, else "none"."""
-    running = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    return "local" if running else "none"
+def require_strategy(name: object, call: str) -> None:
+    """Raise OptionError where no strategy has that name."""
+    choose({"auto": Auto, **STRATEGIES}, name, call=call, option="distributed")
+
+
+def running() -> bool:
+    """Return whether torch.distributed runs."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def several_ranks() -> bool:
+    """Return whether it runs with more than one rank."""
+    return running() and dist.get_world_size() > 1

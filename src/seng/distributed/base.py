@@ -2,21 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
+import torch
 from torch import Tensor
+
+from .plan import Load, Plan
+from .wire import Spec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a rank brings to a step: a 0-d bool, whether it is good, and the facts that must be alike on all ranks."""
+
+    good: Tensor
+    facts: Callable[[], Mapping[str, str]]
+
+
+class Updates:
+    """Directions on their way to the other ranks; here there are none."""
+
+    def ready(self, name: str, written: bool) -> None:
+        """Say that a block's direction is in its gradients, or that this rank has no curvature for it."""
+
+    def finish(self, holders: Mapping[str, int]) -> None:
+        """Wait until all gradients hold what they are to hold. ``holders`` counts ranks with curvature by block."""
 
 
 class Strategy:
     """One process: every rank keeps to itself.
 
-    Laws every subclass obeys: ``agree`` returns the same answer on all ranks; after ``share_updates`` all ranks
-    hold the same directions. Both are collective calls.
+    Laws every subclass obeys: ``together``, ``census``, ``exchange``, ``spread``, ``tables`` and what ``updates`` gives
+    are collective calls, made in the same order by all ranks; an error raised inside ``together`` on one rank is an
+    error on all; after ``Updates.finish`` all ranks hold the same directions, bit for bit.
+
+    Attributes:
+        name: Key of the table.
+        pooled: Whether one curvature has the samples of all ranks behind it.
+        rank: This rank.
+        world: Number of ranks.
+        plan: Who does what; made at the first refresh.
     """
 
-    def agree(self, ok: Tensor) -> bool:
-        """Return whether ``ok`` (0-d bool) holds on every rank."""
-        return bool(ok)
+    name: ClassVar[str] = "none"
+    pooled: ClassVar[bool] = False
 
-    def share_updates(self, updates: Sequence[Tensor]) -> None:
-        """Combine the ranks' directions in place."""
+    def __init__(self, wire_dtype: torch.dtype | None = None):
+        self.wire_dtype = wire_dtype
+        self.rank, self.world = 0, 1
+        self.plan = Plan("none", 1)
+        self.device = torch.device("cpu")
+
+    def together(self, prepare: Callable[[], tuple[T, Batch]]) -> T | None:
+        """Return what ``prepare`` gives, or None where it is not good on some rank.
+
+        Raises:
+            RankError: Another rank raised an error, or ranks differ in their facts.
+        """
+        value, batch = prepare()
+        return value if bool(batch.good) else None
+
+    def candidates(self) -> Sequence[Strategy]:
+        """Return the strategies to choose from at the first refresh."""
+        return (self,)
+
+    def census(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Return every rank's numbers."""
+        return [list(numbers)]
+
+    def arrange(self, loads: Mapping[str, Load], interval: int, overhead: int, budget: int | None) -> Plan:
+        """Return who does what. Pure: the same on all ranks for the same numbers."""
+        return Plan("none", 1, interval=interval)
+
+    def update_bytes(self, specs: Sequence[Spec]) -> int:
+        """Return what gradients of these shapes and dtypes take on the wire."""
+        return 0
+
+    def holds(self, block: str) -> bool:
+        """Whether this rank keeps the curvature of a block."""
+        return True
+
+    def solves(self, block: str) -> bool:
+        """Whether this rank factorises it."""
+        return True
+
+    def reads(self, block: str) -> Sequence[int]:
+        """Return the ranks that need every rank's samples of a block."""
+        return ()
+
+    def exchange(
+        self, own: Mapping[str, Callable[[], list[Tensor]]], specs: Mapping[str, list[list[Spec]]]
+    ) -> Callable[[str], list[list[Tensor]]]:
+        """Start sending samples to those who read them.
+
+        Args:
+            own: By block, a function that makes this rank's tensors.
+            specs: By block and rank, the shapes and dtypes of everyone's.
+
+        Returns:
+            A function from a block's name to every rank's tensors, which waits for them.
+        """
+        raise NotImplementedError
+
+    def spread(self, own: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> dict[str, Tensor]:
+        """Return what the owner of each block says about it, one vector a block."""
+        return dict(own)
+
+    def tables(self, own: Tensor, purpose: str) -> Tensor:
+        """Return every rank's vector, stacked."""
+        return own[None]
+
+    def updates(self, gradients: Mapping[str, Sequence[Tensor]]) -> Updates:
+        """Return the way of a step's directions to the other ranks."""
+        return Updates()
+
+    def close(self) -> None:
+        """Give back what was set up."""

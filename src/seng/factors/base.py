@@ -71,6 +71,10 @@ class Factor(ABC):
         """
         return None
 
+    def carrier(self) -> Factor:
+        """Return the smallest factor with the same ``add_rmv_``: what other ranks need of this one."""
+        return self
+
     def rmv(self, c: Float[Tensor, " n"]) -> Grads:
         """Return U c in canonical shapes."""
         out = tuple(c.new_zeros(rows, columns) for rows, columns in self.shapes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -51,6 +51,9 @@ class Combined(Factor):
             return self.gram_by_tiles()
         first, *others = (term.gram() for term in self.terms)
         return sum(others, first)
+
+    def carrier(self) -> Factor:
+        return replace(self, terms=tuple(term.carrier() for term in self.terms))
 
     def mv(self, v: Grads) -> Float[Tensor, " n"]:
         pairs = zip(self.terms, self.slots, strict=True)

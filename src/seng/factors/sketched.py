@@ -60,6 +60,9 @@ class Sketched(Factor):
     def add_rmv_(self, v: Grads, c: Float[Tensor, " n"], beta: float = 1.0) -> None:
         self.full.add_rmv_(v, c, beta)
 
+    def carrier(self) -> Factor:
+        return self.full
+
 
 def sketch_rows(full: Explicit, name: str, size: int, generator: torch.Generator) -> Sketched:
     """Sketch the flattened per-sample gradients to ``size`` rows. Cost of the Gram: n^2 size. PAPER section 2."""

@@ -13,7 +13,12 @@ from .explicit import Explicit
 TOLERANCE = 1e-3  # eigenvalues below this multiple of the damping are dropped: relative error of a direction <= it
 
 
-def truncate(factor: Factor, damping: Tensor, limit: int | None = None) -> tuple[Explicit, Float[Tensor, " k"]]:
+def truncate(
+    factor: Factor,
+    damping: Tensor,
+    limit: int | None = None,
+    spectrum: tuple[Float[Tensor, " n"], Float[Tensor, "n n"]] | None = None,
+) -> tuple[Explicit, Float[Tensor, " k"]]:
     """Keep the eigendirections of F with eigenvalue above TOLERANCE * damping: U ~ [p, k], k columns.
 
     The dropped part changes (F + damping I)^-power by at most TOLERANCE, relatively. The columns that remain are
@@ -23,10 +28,11 @@ def truncate(factor: Factor, damping: Tensor, limit: int | None = None) -> tuple
         factor: U [p, n].
         damping: The damping the curvature will be used with, > 0, 0-d.
         limit: Largest k, the leading ones are kept.
+        spectrum: Eigenvalues and eigenvectors of the Gram matrix, ascending, where they are known.
 
     Cost: n^3 + n p k multiply-adds. Memory: p k.
     """
-    values, vectors = torch.linalg.eigh(factor.gram())
+    values, vectors = torch.linalg.eigh(factor.gram()) if spectrum is None else spectrum
     first = int((values <= TOLERANCE * damping).sum())
     first = min(max(first, len(values) - (limit or len(values))), len(values) - 1)
     return combine(factor, vectors[:, first:]), values[first:].clamp(min=0)

@@ -3,6 +3,7 @@
 from .gram import gram_of_products, gram_of_rows
 from .lowrank import low_rank_products
 from .powers import damped_power, shrinkage
+from .triangles import pack_triangle, triangle_size, unpack_triangle
 from .woodbury import cholesky_coefficients, eigen_coefficients, inverse_quadratic
 
 __all__ = [
@@ -13,5 +14,8 @@ __all__ = [
     "gram_of_rows",
     "inverse_quadratic",
     "low_rank_products",
+    "pack_triangle",
     "shrinkage",
+    "triangle_size",
+    "unpack_triangle",
 ]

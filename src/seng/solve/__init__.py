@@ -9,6 +9,7 @@ from .direct import DirectState
 from .eigen import EigenState
 from .ladder import FactorisationError, LinAlgError, init
 from .state import SolveState, coefficients, spectrum
+from .vectors import from_vector, to_vector, vector_size
 
 SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, DirectState, EigenState)}
 
@@ -21,6 +22,9 @@ __all__ = [
     "LinAlgError",
     "SolveState",
     "coefficients",
+    "from_vector",
     "init",
     "spectrum",
+    "to_vector",
+    "vector_size",
 ]

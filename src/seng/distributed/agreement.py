@@ -1,0 +1,57 @@
+"""Before anything is done in a step, all ranks say that they can, and that they are at the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import torch
+
+from ..errors import RankError
+from .wire import Wire
+
+PURPOSE = "agreement"
+
+
+def agree(wire: Wire, good: bool, facts: Mapping[str, str], device: torch.device) -> bool:
+    """Return whether all ranks are good.
+
+    Raises:
+        RankError: A rank has told of an error, or other facts.
+    """
+    number = _number(facts)
+    ok, alive, low, high = wire.least([int(good), wire.world, number, -number], device, PURPOSE)
+    if alive < wire.world:
+        raise RankError(
+            "step()", "another rank could not take this step", expected="no error on any rank", got=f"rank {alive}",
+            fix=f"See the error that rank {alive} raised",
+        )  # fmt: skip
+    if not ok:
+        return False
+    if low != -high:
+        raise _difference(wire, facts)
+    return True
+
+
+def tell_of_error(wire: Wire, device: torch.device) -> None:
+    """Make the other ranks' ``agree`` raise: this one will not go on."""
+    wire.least([0, wire.rank, 0, 0], device, PURPOSE)
+
+
+def _number(facts: Mapping[str, str]) -> int:
+    """Return 62 bits that are alike where facts are."""
+    digest = blake2b(repr(sorted(facts.items())).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+def _difference(wire: Wire, facts: Mapping[str, str]) -> RankError:
+    everyones: list[dict[str, str]] = wire.objects(dict(facts))  # type: ignore[assignment]
+    name = next(
+        key for key in dict.fromkeys(key for own in everyones for key in own)
+        if len({own.get(key) for own in everyones}) > 1
+    )  # fmt: skip
+    got = {rank: own.get(name) for rank, own in enumerate(everyones)}
+    return RankError(
+        "step()", f"ranks differ in {name}", expected="the same on every rank", got=got,
+        fix="Start all ranks with the same model and options, and let them take every step together",
+    )  # fmt: skip

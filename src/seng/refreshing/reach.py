@@ -1,0 +1,84 @@
+"""What every rank knows of all curvature, wherever it is held: which blocks it reaches, and its mean eigenvalues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..config import Options
+from ..curvature import Curvature, damping_at
+from ..distributed import Strategy
+
+NONE, UNUSABLE = float("nan"), -1.0  # in place of a mean eigenvalue: no curvature; curvature that cannot be divided by
+
+
+class Reach:
+    """A table of mean eigenvalues by block, a row for each rank with curvature of its own, exchanged once a refresh.
+
+    Args:
+        names: Of all blocks.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self._names = list(names)
+        self._table = torch.full((1, len(self._names)), NONE, dtype=torch.float64)
+        self._own: dict[str, tuple[Tensor, bool]] = {}
+        self.known = True  # False where this rank alone knows its part: after a state was loaded
+        self.spent = False  # whether what was held has served its one use
+
+    def note(self, name: str, curvature: Curvature) -> None:
+        """Take note of a block's new curvature, to be told by ``share``."""
+        self._own[name] = (curvature.mean, curvature.factor is not None)
+
+    def share(self, strategy: Strategy) -> None:
+        """Tell all ranks of this one's curvature. A collective call."""
+        means = torch.full((len(self._names),), NONE, dtype=torch.float64)
+        places = [k for k, name in enumerate(self._names) if name in self._own]
+        if places:
+            found, usable = zip(*(self._own[self._names[k]] for k in places), strict=True)
+            own = torch.stack([mean.to(found[0].device).double() for mean in found]).cpu()
+            means[places] = torch.where(torch.tensor(usable), own, UNUSABLE)
+        table = strategy.tables(means, "means")
+        if strategy.pooled:  # each block's curvature is one, whoever holds it
+            best = table.nan_to_num(-torch.inf).amax(0, keepdim=True)
+            table = best.masked_fill(best.isneginf(), NONE)
+        self._table = table
+        self.known, self.spent = True, False
+
+    def restore(self, curvature: Mapping[str, Curvature], strategy: Strategy) -> None:
+        """Take up loaded curvature: one process knows all at once, several at their next step."""
+        self._own = {name: (own.mean, own.factor is not None) for name, own in curvature.items()}
+        if strategy.world == 1:
+            self.share(strategy)
+        self.known, self.spent = strategy.world == 1, False
+
+    @property
+    def begun(self) -> bool:
+        """Whether any rank holds any curvature."""
+        return not bool(self._table.isnan().all())
+
+    def begun_on(self, rank: int) -> bool:
+        """Whether one rank does, or in a pooled strategy any."""
+        return not bool(self._table[min(rank, len(self._table) - 1)].isnan().all())
+
+    def held(self) -> set[str]:
+        """Return the blocks of which some rank holds curvature."""
+        return {name for name, none in zip(self._names, self._table.isnan().all(0).tolist(), strict=True) if not none}
+
+    def holders(self) -> dict[str, int]:
+        """Return how many curvatures that can be used there are, by block."""
+        counts = (self._table >= 0).sum(0).tolist()
+        return {} if self.spent else dict(zip(self._names, counts, strict=True))
+
+    def pace(self, options: Options, step: int) -> float | None:
+        """Return what scales gradients that no curvature reaches: the mean of each row's pace."""
+        paces = []
+        for means in self._table:
+            dampings = damping_at(options, step, means[means >= 0])
+            dampings = dampings[dampings > 0]
+            if len(dampings):
+                mean = float(dampings.mean())
+                paces.append(1 / (1 + mean) if options.estimator == "paper-code" else mean**-options.power)
+        return sum(paces) / len(paces) if paces else None

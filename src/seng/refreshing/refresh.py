@@ -1,0 +1,184 @@
+"""A refresh of all blocks, from what the layers of this rank captured to curvature on the ranks that hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ..blocks import Layout
+from ..curvature import BlockParts, Curvature, Pool, factor_of, refresh
+from ..errors import BatchError, OrderError
+from ..solve import FactorisationError
+from .dealing import refresh_shared
+from .reach import Reach
+from .sharing import Incoming, Members, Sharing
+from .thin import ThinCorrections
+
+Span = Callable[[str], AbstractContextManager[Any]]
+Count = Callable[[str, str, int], None]  # an event, what to say the first time ("" for nothing), how often
+
+
+class Refreshes:
+    """Makes curvature, and keeps what is held.
+
+    Args:
+        layout: The model's blocks.
+        sharing: Moves samples between ranks.
+        reach: What all ranks know of all curvature.
+        thin: Corrections that travel as thin factors.
+        count: Takes events.
+        span: Called with "refresh" for a context around each block's.
+
+    Attributes:
+        curvature: What this rank holds, by block.
+    """
+
+    def __init__(self, layout: Layout, sharing: Sharing, reach: Reach, thin: ThinCorrections, count: Count, span: Span):
+        self.curvature: dict[str, Curvature] = {}
+        self.span = span
+        self.layout, self.sharing, self.reach, self.thin, self.count = layout, sharing, reach, thin, count
+
+    def begin(self, members: Members, samples: int, step: int) -> NoRefresh:
+        """Agree with the other ranks on who makes curvature of what. A collective call.
+
+        Returns:
+            The refresh, or none where it is put off: no rank has enough samples.
+
+        Raises:
+            OrderError: Nothing was captured, and no curvature is held.
+            BatchError: The batch is too small, and no curvature is held.
+            MemoryBudgetError: No plan fits the memory budget.
+        """
+        sharing, options = self.sharing, self.sharing.options
+        census = sharing.census(members, samples)
+        ranks = range(len(census.samples))
+        rows = [census.rows(rank, options.positions) for rank in ranks]
+        once = options.serves_once(step)  # nothing held could serve instead
+        least = [1 if options.reweight or (once and self.reach.begun_on(rank)) else 2 for rank in ranks]
+        short = {rank for rank in ranks if rows[rank] < least[rank]}
+        enough = {True: sum(rows) >= min(least), False: len(short) < len(ranks)}
+        able = [strategy for strategy in sharing.strategy.candidates() if enough[strategy.pooled]]
+        if not able:
+            self._put_off(max(rows))
+            return NoRefresh()
+        sharing.plan(able, census, short, step, self.curvature)
+        if not sharing.strategy.pooled:
+            census = census.without(short)
+            if sharing.strategy.rank in short:
+                members.clear()
+                self._put_off(rows[sharing.strategy.rank], alone=True)
+        self._count_unused(name for own in census.frames for name in own)
+        return Refresh(self, sharing.exchange(census, members, step), step)
+
+    def _put_off(self, rows: int, alone: bool = False) -> None:
+        if self.reach.begun or alone:
+            self.count("small_batches", "a refresh was put off: the batch had fewer than 2 samples", 1)
+        elif rows == 0:
+            raise OrderError(
+                "step()", "no layer was captured", expected="a forward and backward pass in training mode since the "
+                "hooks were placed", got="none", fix="Create the optimizer before the forward pass",
+            )  # fmt: skip
+        else:
+            raise BatchError(
+                "step()", "the first batch is too small for curvature", expected="at least 2 samples", got=rows,
+                fix="Use a larger batch, or accumulate gradients over several",
+            )  # fmt: skip
+
+    def _count_unused(self, used: Iterable[str]) -> None:
+        unused = sorted(set(self.layout.blocks) - set(used) - self.reach.held())
+        if unused:
+            self.count("unused", f"the batch did not use these layers, they pass through: {', '.join(unused)}", 1)
+
+
+class NoRefresh:
+    """A step at which curvature stays.
+
+    Attributes:
+        taken: Whether curvature is refreshed.
+        fresh: Whether the step under way is to use the new curvature, not that held before.
+    """
+
+    taken = False
+    fresh = False
+
+    def block(self, name: str) -> None:
+        """Make a block's curvature by this rank alone, unless it is another's or done."""
+
+    def shared(self) -> None:
+        """Make the curvature of the blocks that ranks factorise for one another. A collective call."""
+
+    def finish(self) -> None:
+        """Make what is left, and tell all ranks what is held now. A collective call."""
+
+
+class Refresh(NoRefresh):
+    """One refresh, block by block, so that a block's samples die with it.
+
+    Args:
+        refreshes: Where curvature is kept.
+        incoming: The samples.
+        step: The step.
+    """
+
+    taken = True
+
+    def __init__(self, refreshes: Refreshes, incoming: Incoming, step: int):
+        self._all, self._incoming, self._step = refreshes, incoming, step
+        self.fresh = refreshes.sharing.options.curvature_batch == "current" or not refreshes.reach.begun
+
+    def block(self, name: str) -> None:
+        if name not in self._incoming.alone:
+            return
+        self._incoming.alone.discard(name)
+        sharing, held = self._all.sharing, self._all.curvature
+        block, choice, options = self._all.layout.blocks[name], sharing.choices[name], sharing.options
+        try:
+            with self._all.span("refresh"):
+                parts, pool = self._take(name)
+                if parts:
+                    held[name], failed = refresh(block, parts, choice, pool, options, self._step, held.get(name))
+                    self._done(name, failed)
+        except FactorisationError:
+            self._done(name, None)
+
+    def _take(self, name: str) -> tuple[BlockParts, Pool]:
+        """Return this rank's samples of a block; of a thin one keep everyone's factors."""
+        sharing, block = self._all.sharing, self._all.layout.blocks[name]
+        if name not in sharing.strategy.plan.thin:
+            return self._incoming.take(block)
+        everyones, choice = self._incoming.take_each(block), sharing.choices[name]
+        carriers = [
+            factor_of(block, parts, choice, pool, sharing.options, self._step)[0].carrier() if parts else None
+            for parts, pool in everyones
+        ]
+        self._all.thin.prepare(name, tuple(carriers))
+        if self.fresh:
+            self._all.thin.adopt()
+        return everyones[sharing.strategy.rank]
+
+    def shared(self) -> None:
+        if self._incoming.shared:
+            with self._all.span("refresh"):
+                found = refresh_shared(
+                    self._all.layout.blocks, self._incoming, self._all.sharing, self._step, self._all.curvature
+                )
+                for name, curvature, failed in found:
+                    if curvature is not None:
+                        self._all.curvature[name] = curvature
+                    self._done(name, failed)
+
+    def finish(self) -> None:
+        self.shared()
+        self._all.thin.adopt()
+        self._all.reach.share(self._all.sharing.strategy)
+
+    def _done(self, name: str, failed: int | None) -> None:
+        """Count what failed, and take note of what there is."""
+        if failed is None:
+            message = f"the curvature of layer {name} could not be factorised and is kept"
+            self._all.count("failed_refreshes", message, 1)
+            return
+        self._all.reach.note(name, self._all.curvature[name])
+        if failed:
+            self._all.count("ladder_rungs", "", failed)

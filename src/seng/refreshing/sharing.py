@@ -1,0 +1,335 @@
+"""A refresh among all ranks: what they captured, who makes curvature of which samples, and how those get there.
+
+One process is the case of one rank, which reads its own samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..blocks import Block, Layout
+from ..config import Options
+from ..curvature import HEAD, BlockParts, Curvature, Pool, in_place
+from ..distributed import RATES, Load, Plan, Strategy, cheapest
+from ..distributed.parcels import KINDS, NUMBERS, Frame, frame_of, shape_only, tensors_of
+from ..distributed.wire import parcel_bytes
+from ..errors import MemoryBudgetError, StateError
+from ..planner import Size, choose_all
+from ..sketch import generator_for
+from ..solve import vector_size
+from ..types import Choice, LayerIO
+from .forms import LOW_RANK, form_of, framed, is_low_rank, parts_in_form, pooled, received, rounded, specs_of, widths
+
+Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
+
+
+@dataclass(frozen=True)
+class Census:
+    """What every rank captured, in shapes.
+
+    Args:
+        samples: By rank.
+        frames: By rank: of each block that was used, each member's.
+    """
+
+    samples: tuple[int, ...]
+    frames: tuple[dict[str, dict[int, Frame]], ...]
+
+    def of(self, block: str) -> list[dict[int, Frame]]:
+        """Return each rank's frames of a block, empty where it was not used."""
+        return [own.get(block, {}) for own in self.frames]
+
+    def rows(self, rank: int, positions: str) -> int:
+        """Return how many rows of U a rank has."""
+        longest = max((frame.s for own in self.frames[rank].values() for frame in own.values()), default=1)
+        return self.samples[rank] * (longest if positions == "expand" else 1)
+
+    def without(self, ranks: set[int]) -> Census:
+        """Return the census as if some ranks had no samples."""
+        samples = tuple(0 if rank in ranks else n for rank, n in enumerate(self.samples))
+        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.frames)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """By whom held curvature was made.
+
+    Args:
+        strategy: Name of the strategy.
+        rank: The rank it is held on.
+        world: Number of ranks.
+        owners: Rank that factorises each block.
+        apart: Blocks that their owner alone holds.
+        thin: Blocks whose thin factors all ranks hold.
+    """
+
+    strategy: str = "none"
+    rank: int = 0
+    world: int = 1
+    owners: tuple[tuple[str, int], ...] = ()
+    apart: tuple[str, ...] = ()
+    thin: tuple[str, ...] = ()
+
+
+class Incoming:
+    """The samples of a refresh, taken block by block so that they die with it.
+
+    Args:
+        samples: By rank.
+        alone: Blocks that this rank makes curvature of by itself.
+        shared: Blocks whose curvature all ranks make, each a part of the work.
+        take: Gives every rank's parts of a block, or this rank's alone.
+        strategy: Whose ranks they are.
+    """
+
+    def __init__(
+        self,
+        samples: tuple[int, ...],
+        alone: set[str],
+        shared: set[str],
+        take: Callable[[str], list[BlockParts]],
+        strategy: Strategy,
+    ):
+        self.alone, self.shared = alone, shared
+        self._samples, self._take, self._strategy = samples, take, strategy
+
+    def take(self, block: Block) -> tuple[BlockParts, Pool]:
+        """Return the samples of the block's curvature."""
+        parts = self._take(block.name)
+        if self._strategy.pooled:
+            return pooled(block, parts), Pool(sum(self._samples), self._strategy.world)
+        return parts[0], Pool(self._samples[self._strategy.rank])
+
+    def take_each(self, block: Block) -> list[tuple[BlockParts, Pool]]:
+        """Return each rank's samples, for a block whose thin factors are shared."""
+        return [(parts, Pool(n)) for parts, n in zip(self._take(block.name), self._samples, strict=True)]
+
+
+class Sharing:
+    """Plans refreshes and moves samples.
+
+    Args:
+        layout: The model's blocks.
+        options: Of the preconditioner.
+        strategy: What ranks do together; "auto" settles on another at the first refresh.
+        reweighted: Names of blocks whose direction takes the place of the weight gradient.
+    """
+
+    def __init__(self, layout: Layout, options: Options, strategy: Strategy, reweighted: frozenset[str]):
+        self.strategy = strategy
+        self.choices: dict[str, Choice] = {}
+        self.options = options
+        self._layout, self._reweighted = layout, reweighted
+        self._entries = [(block, k) for block in layout.blocks.values() for k in _kinds(block)]
+        self._planned_for: tuple[object, ...] | None = None
+
+    def place(self) -> Place:
+        """Return by whom the curvature held was made, to be saved with it."""
+        strategy, plan = self.strategy, self.strategy.plan
+        return Place(
+            strategy.name, strategy.rank, strategy.world, tuple(plan.owners.items()), tuple(sorted(plan.apart)),
+            tuple(sorted(plan.thin)),
+        )  # fmt: skip
+
+    def resume(self, place: Place) -> bool:
+        """Take up the plan of a saved state; False where curvature made by it does not fit the ranks there are.
+
+        Raises:
+            StateError: It is the state of another rank, whose curvature is not this one's.
+        """
+        self._planned_for = None
+        offered = self.strategy.candidates()
+        own = next((strategy for strategy in offered if strategy.name == place.strategy), None)
+        if own is None and not place.owners and len(offered) == 1 and not offered[0].pooled:
+            own = offered[0]  # curvature of one rank's own samples serves any other rank
+        if own is None or (own.pooled and own.world != place.world):
+            return False
+        if place.apart and own.rank != place.rank:
+            raise StateError(
+                "load_state_dict()", "the state of another rank", expected=f"that of rank {own.rank}",
+                got=f"that of rank {place.rank}", fix="Save and load a state on every rank",
+            )  # fmt: skip
+        thin = frozenset(place.thin) if own.world == place.world else frozenset()
+        own.plan = Plan(own.name, own.world, dict(place.owners), frozenset(place.apart), thin)
+        self.strategy = own
+        return True
+
+    def census(self, members: Members, samples: int) -> Census:
+        """Tell all ranks what this one captured. A collective call."""
+        numbers = [samples]
+        for block, k in self._entries:
+            io = members.get(block.name, {}).get(k)
+            numbers += Frame().numbers() if io is None else frame_of(io).numbers()
+        everyones = self.strategy.census(numbers)
+        return Census(tuple(row[0] for row in everyones), tuple(self._frames(row[1:]) for row in everyones))
+
+    def _frames(self, row: list[int]) -> dict[str, dict[int, Frame]]:
+        found: dict[str, dict[int, Frame]] = {}
+        for place, (block, k) in enumerate(self._entries):
+            frame = Frame(*row[place * NUMBERS : (place + 1) * NUMBERS])
+            if frame.kind:
+                found.setdefault(block.name, {})[k] = frame
+        return found
+
+    def plan(
+        self, able: list[Strategy], census: Census, short: set[int], step: int, held: Mapping[str, Curvature]
+    ) -> None:
+        """Choose how each block is kept and who does what; at the first refresh "auto" settles on a strategy.
+
+        Args:
+            able: The strategies to choose from.
+            census: What every rank captured.
+            short: Ranks with too few samples for curvature of their own.
+            step: The step.
+            held: The curvature on this rank.
+
+        Raises:
+            MemoryBudgetError: No plan fits the memory budget.
+        """
+        interval, budget = self.options.interval_at(step), self.options.memory_budget
+        columns = {name: own.factor.n for name, own in held.items() if own.factor is not None and self.options.ema > 0}
+        key = (census, frozenset(short), interval, columns)
+        if self._planned_for == key:
+            return
+        found: dict[str, tuple[Strategy, dict[str, Choice], Plan]] = {}
+        for strategy in able:
+            counted = census if strategy.pooled else census.without(short)
+            choices = self._choose(counted, interval, strategy)
+            loads = self._loads(counted, choices, columns, strategy)
+            plan = strategy.arrange(loads, interval, self._overhead(strategy), budget)
+            found[strategy.name] = strategy, choices, plan
+        best = next(iter(found.values()))[2]
+        if len(found) > 1:
+            rates = RATES.get(self.strategy.device.type, RATES["cuda"])
+            best = cheapest([plan for _, _, plan in found.values()], rates, budget)
+        self.strategy, self.choices, _ = found[best.name]
+        self.strategy.plan = best
+        self._planned_for = key
+        self._require_room(best.held[self.strategy.rank])
+
+    def _require_room(self, held: int) -> None:
+        budget = self.options.memory_budget
+        if budget is not None and self.strategy.pooled and held > budget:
+            raise MemoryBudgetError(
+                "step()", "no plan fits memory_budget", expected=f"at least {held} bytes", got=budget,
+                fix="Raise memory_budget, use more ranks, a smaller batch or exclude the largest layers",
+            )  # fmt: skip
+
+    def _choose(self, census: Census, interval: int, strategy: Strategy) -> dict[str, Choice]:
+        options, sizes = self.options, {}
+        for name, block in self._layout.blocks.items():
+            frames = _joined(census.of(name), strategy.pooled)
+            if frames:
+                ios = [shape_only(frame, widths(block, block.members[k][1])) for k, frame in sorted(frames.items())]
+                sizes[name] = Size.of_block(ios, options, block.compute_dtype.itemsize)
+        if options.memory_budget is not None and strategy.pooled:  # each rank holds its share
+            options = options.with_(memory_budget=options.memory_budget * strategy.world)
+        return choose_all(sizes, options, interval, "step()", self._reweighted) if sizes else {}
+
+    def _loads(
+        self, census: Census, choices: Mapping[str, Choice], columns: Mapping[str, int], strategy: Strategy
+    ) -> dict[str, Load]:
+        loads = {}
+        for name, block in self._layout.blocks.items():
+            update = strategy.update_bytes([(tuple(p.shape), p.dtype) for p in block.parameters])
+            loads[name] = Load(update=update)
+            if name in choices and strategy.world > 1:
+                loads[name] = self._load(block, census.of(name), choices[name], columns.get(name, 0), strategy, update)
+        return loads
+
+    def _load(
+        self,
+        block: Block,
+        frames: list[dict[int, Frame]],
+        choice: Choice,
+        merged: int,
+        strategy: Strategy,
+        update: int,
+    ) -> Load:
+        form = self._form(block, frames, choice, strategy)
+        travelling = [rounded(framed(block, own, form, choice), strategy.wire_dtype) for own in frames]
+        counts = tuple(max((frame.n for frame in own.values()), default=0) for own in frames)
+        n, dtype = sum(counts), block.compute_dtype
+        if choice.estimator == "rows" and not any(_is_lookup(own) for own in frames):
+            n = min(n, sum(p.numel() for p in block.parameters))
+        message = HEAD + n + vector_size(choice.solver, n + merged)
+        return Load(
+            refresh_flops=choice.refresh_flops,
+            apply_flops=choice.apply_flops,
+            held=choice.nbytes,
+            update=update,
+            parcels=tuple(parcel_bytes(specs_of(block, own)) for own in travelling),
+            columns=counts,
+            itemsize=dtype.itemsize,
+            solution=parcel_bytes([((message,), dtype)]),
+            thin=form == LOW_RANK and not strategy.pooled,
+            repeatable=strategy.device.type == "cpu" or not any(_is_lookup(own) for own in frames),
+        )
+
+    def _form(self, block: Block, frames: list[dict[int, Frame]], choice: Choice, strategy: Strategy) -> str:
+        form = form_of(block, frames, choice, self.options.positions)
+        return LOW_RANK if is_low_rank(choice) and not strategy.pooled and form != "captured" else form
+
+    def _overhead(self, strategy: Strategy) -> int:
+        """Bytes of every refresh beside samples: the census and the table of mean eigenvalues."""
+        return (strategy.world - 1) * 8 * (1 + NUMBERS * len(self._entries) + len(self._layout.blocks))
+
+    def exchange(self, census: Census, members: Members, step: int) -> Incoming:
+        """Start moving samples to the ranks that make curvature of them. Empties ``members``. A collective call."""
+        strategy, blocks = self.strategy, self._layout.blocks
+        frames, own, specs = {}, {}, {}
+        for name, block in blocks.items():
+            everyones = census.of(name)
+            if not strategy.reads(name) or not any(everyones):
+                continue
+            choice = self.choices[name]
+            form = self._form(block, everyones, choice, strategy)
+            frames[name] = [rounded(framed(block, theirs, form, choice), strategy.wire_dtype) for theirs in everyones]
+            specs[name] = [specs_of(block, theirs) for theirs in frames[name]]
+            own[name] = self._maker(block, members.pop(name, {}), form, choice, step)
+        arriving = strategy.exchange(own, specs) if specs else None
+
+        def take(name: str) -> list[BlockParts]:
+            if name not in specs:
+                return [in_place(blocks[name], members.pop(name))]
+            assert arriving is not None
+            sent = zip(frames[name], arriving(name), strict=True)
+            return [received(blocks[name], theirs, tensors) for theirs, tensors in sent]
+
+        arrived = {name for name in specs if strategy.holds(name)}
+        shared = {name for name in arrived if strategy.pooled and name not in strategy.plan.apart}
+        return Incoming(census.samples, (arrived - shared) | (set(members) - set(specs)), shared, take, strategy)
+
+    def _maker(
+        self, block: Block, own: Mapping[int, LayerIO], form: str, choice: Choice, step: int
+    ) -> Callable[[], list[Tensor]]:
+        def make() -> list[Tensor]:
+            generator = generator_for(self.options.seed, step, block.name)
+            parts = parts_in_form(block, own, form, choice, generator)
+            return [tensor for io, _ in parts for tensor in tensors_of(io)]
+
+        return make
+
+
+def _kinds(block: Block) -> list[int]:
+    """Return the first member of each kind: those that join with an earlier one need no place of their own."""
+    kinds = [(slots, watched.function) for watched, slots in block.members]
+    return [k for k, kind in enumerate(kinds) if kinds.index(kind) == k]
+
+
+def _joined(frames: list[dict[int, Frame]], pooled: bool) -> dict[int, Frame]:
+    """Return the frames of a block's samples on all ranks together, or of the largest share."""
+    found: dict[int, Frame] = {}
+    for own in frames:
+        for k, frame in own.items():
+            old = found.get(k, replace(frame, n=0))
+            n = old.n + frame.n if pooled else max(old.n, frame.n)
+            found[k] = replace(frame, n=n, s=max(old.s, frame.s))
+    return found
+
+
+def _is_lookup(own: Mapping[int, Frame]) -> bool:
+    return any(KINDS[frame.kind] == "lookup" for frame in own.values())

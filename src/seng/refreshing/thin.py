@@ -1,0 +1,71 @@
+"""Corrections U z of several ranks, exchanged as thin factors: U at a refresh, only z at a step. Source: PAPER 5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..blocks import Layout
+from ..distributed import Strategy
+from ..factors import Factor
+from ..gradients import write_back
+from ..types import Grads
+
+Carriers = tuple[Factor | None, ...]  # by rank: U as far as U z needs it; None where a rank has no samples
+
+
+class ThinCorrections:
+    """The mean over ranks of multiplier_m (g + U_m z_m), for blocks whose factors all ranks hold.
+
+    Args:
+        layout: The model's blocks.
+    """
+
+    def __init__(self, layout: Layout):
+        self.carriers: dict[str, Carriers] = {}
+        self._next: dict[str, Carriers] = {}
+        self._layout = layout
+        self._said: dict[str, Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.carriers
+
+    def prepare(self, name: str, carriers: Carriers) -> None:
+        """Keep the factors of a refresh until ``adopt``: the step under way may still need the old ones."""
+        self._next[name] = carriers
+
+    def adopt(self) -> None:
+        """Use the factors of the last refresh from now on."""
+        self.carriers |= self._next
+        self._next = {}
+
+    def say(self, name: str, z: Tensor, multiplier: Tensor) -> None:
+        """Note this rank's part of a step."""
+        self._said[name] = torch.cat([multiplier[None], z * multiplier])
+
+    def finish(self, grads: Mapping[str, Grads], holders: Mapping[str, int], strategy: Strategy) -> None:
+        """Exchange the coefficients and leave the mean directions in ``.grad``. A collective call."""
+        names = [name for name in self.carriers if name in grads]
+        for dtype in dict.fromkeys(grads[name][0].dtype for name in names):
+            same = [name for name in names if grads[name][0].dtype == dtype]
+            lengths = [1 + max(c.n for c in self.carriers[name] if c is not None) for name in same]
+            own = torch.zeros(sum(lengths), dtype=dtype, device=strategy.device)
+            for part, name in zip(own.split(lengths), same, strict=True):
+                said = self._said.pop(name, None)
+                if said is not None:
+                    part[: len(said)] = said
+            everyones = strategy.tables(own, "coefficients").split(lengths, 1)
+            for part, name in zip(everyones, same, strict=True):
+                if holders.get(name, 0):
+                    self._write(name, grads[name], part / holders[name])
+        self._said.clear()
+
+    def _write(self, name: str, grads: Grads, parts: Tensor) -> None:
+        for x in grads:
+            x.mul_(parts[:, 0].sum())
+        for part, carrier in zip(parts, self.carriers[name], strict=True):
+            if carrier is not None:
+                carrier.add_rmv_(grads, part[1 : 1 + carrier.n].contiguous())
+        write_back(self._layout.blocks[name], grads)

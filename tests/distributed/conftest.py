@@ -1,0 +1,53 @@
+"""The ranks' runs, made once for all tests and all processes that run them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from .harness import Job, Outcome, run
+
+LAWS = {
+    1: Job(1, ("scenarios.exact", "scenarios.averaged")),
+    2: Job(
+        2,
+        (
+            "scenarios.exact", "scenarios.averaged", "scenarios.replicas", "scenarios.rounding", "scenarios.branches",
+            "traffic.traffic", "traffic.memory", "traffic.automatic", "states.resumed", "states.moved",
+            "faults.spoiled", "faults.one_fails", "faults.first_batch_too_small", "faults.mismatched",
+        ),
+    ),
+    3: Job(3, ("scenarios.few_exact", "scenarios.averaged", "traffic.memory")),
+    4: Job(4, ("scenarios.exact", "scenarios.averaged", "traffic.traffic", "traffic.memory")),
+}  # fmt: skip
+FAULTS = {"killed": Job(3, ("faults.killed",), timeout=20.0), "absent": Job(2, ("faults.absent",), timeout=2.0)}
+
+
+def _once(factory: pytest.TempPathFactory, name: str, jobs: list[Job]) -> list[Outcome]:
+    """Run jobs in the first test process that asks; the others wait for what it found."""
+    folder = factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    found = folder / f"{name}.pickle"
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not found.exists():
+            runs = Path(folder / f"{name}-ranks")
+            runs.mkdir(exist_ok=True)
+            found.write_bytes(pickle.dumps([vars(outcome) for outcome in run(runs, jobs)]))
+        return [Outcome(**values) for values in pickle.loads(found.read_bytes())]
+
+
+@pytest.fixture(scope="session")
+def laws(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Outcome]:
+    """What 1, 2, 3 and 4 ranks computed."""
+    return dict(zip(LAWS, _once(tmp_path_factory, "laws", list(LAWS.values())), strict=True))
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What became of the others where a rank was lost."""
+    return dict(zip(FAULTS, _once(tmp_path_factory, "faults", list(FAULTS.values())), strict=True))
