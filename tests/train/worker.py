@@ -26,7 +26,7 @@ STOPPED_AT = 5  # the step at which the second process alone is asked to stop
 SCENARIOS = {
     "sgd": ("sgd", {}),
     "dealt": ("sgd", {"accumulate": "2", "clip": "0.1"}),
-    "seng": ("seng", {}),
+    "seng": ("seng", {"distributed": "local"}),
 }
 
 

@@ -69,15 +69,15 @@ def _step(path: Path) -> int:
 
 def write_checkpoint(folder: Path, session: Session, position: Position) -> None:
     """Save all processes' state and remove all but the newest ``keep`` checkpoints. A collective call."""
-    ranks = session.ranks
+    ranks, state = session.ranks, state_of(session, position)  # all at once: an optimizer may gather its state
     if ranks.first:
         folder.mkdir(exist_ok=True)
     ranks.wait()
     if not ranks.first:
-        save_checkpoint(checkpoint_path(folder, position.step, ranks.rank), session, position)
+        _save(checkpoint_path(folder, position.step, ranks.rank), state)
     ranks.wait()
     if ranks.first:
-        save_checkpoint(checkpoint_path(folder, position.step), session, position)
+        _save(checkpoint_path(folder, position.step), state)
         kept = {_step(path) for path in checkpoints(folder)[: session.config.keep]}
         for path in (*folder.glob("step-*.pt"), *folder.glob(".step-*.partial")):  # the latter of a killed process
             if _step(path) not in kept:
@@ -113,9 +113,18 @@ def restore_newest(folder: Path, session: Session) -> Position | None:
 
 
 def save_checkpoint(path: Path, session: Session, position: Position) -> None:
-    """Write the state of model, optimizer (curvature included), schedule, scaler, random generators and position."""
+    """Write one process's state to a file."""
+    _save(path, state_of(session, position))
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def state_of(session: Session, position: Position) -> dict[str, Any]:
+    """Return the state of model, optimizer (curvature included), schedule, scaler, random generators and position."""
     cuda = session.device.type == "cuda"
-    state = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "config": to_dict(session.config),
@@ -129,7 +138,6 @@ def save_checkpoint(path: Path, session: Session, position: Position) -> None:
         },
         "position": asdict(position),
     }
-    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def load_checkpoint(path: Path, session: Session) -> Position:

@@ -161,7 +161,7 @@ class Run:
         last = self._done_in_epoch() == self.steps_per_epoch
         if self.step % config.log_every == 0:
             self._log(loss)
-        if config.stats_every and (last or self.step % config.stats_every == 0) and self.watchers:
+        if config.stats_every and (last or self.step % config.stats_every == 0):
             self._log_curvature(spectra=last)
         if asked := self._asked_to_stop():
             raise self.stop(asked)
