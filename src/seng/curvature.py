@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -171,8 +171,9 @@ def draft(
     factor = merge(old.factor, batch, options.ema) if merged else batch  # type: ignore[union-attr,arg-type]
     summarised = choice.estimator == "truncated" or options.ema > 0
     steady = not callable(options.damping) or options.interval_at(step) == 1
-    direct = options.power == 1.0 and (steady or batch.frozen_damping) and not summarised
-    solver = ("direct" if options.serves_once(step) else "cholesky") if direct else "eigen"
+    factored = options.power == 1.0 and (steady or batch.frozen_damping)
+    solver = "direct" if options.serves_once(step) else "cholesky" if factored else "eigen"
+    solver = "eigen" if summarised else solver
     return Draft(batch, factor, pool, summarised, solver)
 
 
@@ -232,15 +233,16 @@ def to_message(drafted: Draft, solution: Solution | None, like: Tensor) -> Float
     return torch.cat([*head, solution.row_sums, vector])
 
 
-def from_message(drafted: Draft, message: Float[Tensor, " m"]) -> Solution:
-    """Undo ``to_message``; every rank does, the owner too, so that all hold the same bits.
+def read_heads(messages: Sequence[Float[Tensor, " _"]]) -> list[list[float]]:
+    """Return what ``from_message`` has to know on the host, of all messages at once: one wait for the device."""
+    return torch.stack([message[:3].double() for message in messages]).tolist() if messages else []
 
-    Raises:
-        FactorisationError: No factorisation held.
-    """
-    kind, usable, failed = message[:3].tolist()
+
+def from_message(drafted: Draft, message: Float[Tensor, " m"], head: Sequence[float]) -> Solution | None:
+    """Undo ``to_message``; every rank does, the owner too, so that all hold the same bits."""
+    kind, usable, failed = head
     if not kind:
-        raise FactorisationError("no factorisation of the Gram matrix held on its owner")
+        return None
     mean, damping, n = message[3].clone(), message[4].clone(), drafted.batch.n
     sums, vector = message[HEAD : HEAD + n].clone(), message[HEAD + n :]
     if kind == 1:

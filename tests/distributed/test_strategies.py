@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from seng import Preconditioner
+from seng import Preconditioner, curvature
+from seng.curvature import Solution
 from seng.distributed import STRATEGIES, Batch, Global, Local, Sharded, Strategy, several_ranks
 from seng.errors import OptionError
+from seng.refreshing import dealing
+from seng.solve import FactorisationError
 
 HANG = 60  # seconds after which a collective call gives up
 EXACT = 1e-12  # float64, the same numbers in another order
@@ -119,3 +123,26 @@ def test_unknown_strategy_is_refused(given: str, closest: str | None) -> None:
     names = r"'auto' \| 'none' \| 'local' \| 'global' \| 'sharded'"
     with pytest.raises(OptionError, match=rf"unknown distributed: expected {names}, got '{given}'\. {fix}\."):
         Preconditioner(network(), distributed=given)
+
+
+def _never(*args: Any) -> Solution:
+    raise FactorisationError("no rung held")
+
+
+@pytest.mark.parametrize("name", ["global", "sharded"])
+def test_failed_factorisation_keeps_the_last_curvature(
+    name: str, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    pre = Preconditioner(model, distributed=name, refresh_every=1)
+    for step in range(2):
+        model.zero_grad()
+        model(torch.randn(6, 16, dtype=torch.float64)).pow(3).sum(1).mean().backward()
+        if step == 1:
+            monkeypatch.setattr(dealing if name == "global" else curvature, "solve", _never)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert pre.step()
+    assert pre.counters["failed_refreshes"] == 3
+    assert [own.refresh_age for own in pre.stats().values()] == [1, 1, 1]
+    pre.close()

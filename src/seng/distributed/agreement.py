@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 import torch
+from torch import Tensor
 
 from ..errors import RankError
 from .wire import Wire
@@ -13,14 +14,14 @@ from .wire import Wire
 PURPOSE = "agreement"
 
 
-def agree(wire: Wire, good: bool, facts: Mapping[str, str], device: torch.device) -> bool:
-    """Return whether all ranks are good.
+def agree(wire: Wire, good: Tensor, facts: Mapping[str, str]) -> bool:
+    """Return whether ``good``, a 0-d bool, holds on all ranks.
 
     Raises:
         RankError: A rank has told of an error, or other facts.
     """
     number = _number(facts)
-    ok, alive, low, high = wire.least([int(good), wire.world, number, -number], device, PURPOSE)
+    ok, alive, low, high = wire.least(good, [wire.world, number, -number], PURPOSE)
     if alive < wire.world:
         raise RankError(
             "step()", "another rank could not take this step", expected="no error on any rank", got=f"rank {alive}",
@@ -35,7 +36,7 @@ def agree(wire: Wire, good: bool, facts: Mapping[str, str], device: torch.device
 
 def tell_of_error(wire: Wire, device: torch.device) -> None:
     """Make the other ranks' ``agree`` raise: this one will not go on."""
-    wire.least([0, wire.rank, 0, 0], device, PURPOSE)
+    wire.least(torch.zeros((), dtype=torch.bool, device=device), [wire.rank, 0, 0], PURPOSE)
 
 
 def _number(facts: Mapping[str, str]) -> int:

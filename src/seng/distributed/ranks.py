@@ -26,11 +26,11 @@ class Ranks(Strategy):
     def together(self, prepare: Callable[[], tuple[T, Batch]]) -> T | None:
         try:
             value, batch = prepare()
-            good, facts = bool(batch.good), batch.facts()
+            good, facts = batch.good.to(self.device), batch.facts()
         except Exception:
             tell_of_error(self.wire, self.device)
             raise
-        return value if agree(self.wire, good, facts, self.device) else None
+        return value if agree(self.wire, good, facts) else None
 
     def update_bytes(self, specs: Sequence[Spec]) -> int:
         return parcel_bytes([(shape, self.wire.sent_as(dtype)) for shape, dtype in specs])

@@ -76,9 +76,10 @@ class Wire:
         """Return the dtype in which tensors of a dtype travel."""
         return self.dtype if self.dtype is not None and dtype.is_floating_point else dtype
 
-    def least(self, numbers: Sequence[int], device: torch.device, purpose: str) -> list[int]:
-        """Return the elementwise minimum over ranks."""
-        flat = torch.tensor(numbers, dtype=torch.int64, device=device)
+    def least(self, flag: Tensor, numbers: Sequence[int], purpose: str) -> list[int]:
+        """Return the elementwise minimum over ranks of a 0-d flag and numbers: one wait for the device."""
+        flat = torch.tensor([0, *numbers], dtype=torch.int64).to(flag.device)
+        flat[0] = flag
         with _ranks_present():
             dist.all_reduce(flat, dist.ReduceOp.MIN, group=self.group)
             self.received[purpose] += flat.nbytes

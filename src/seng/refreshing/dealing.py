@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from ..blocks import Block
-from ..curvature import Curvature, Draft, draft, from_message, hold, message_size, solve, to_message
+from ..curvature import Curvature, Draft, draft, from_message, hold, message_size, read_heads, solve, to_message
 from ..solve import FactorisationError
 from .sharing import Incoming, Sharing
 
@@ -40,10 +40,10 @@ def refresh_shared(
                 solution = solve(drafts[name], options, step, old)
             messages[name] = to_message(drafts[name], solution, like)
     specs = {name: ((message_size(drafts[name]),), blocks[name].compute_dtype) for name in names}
-    for name, message in strategy.spread(messages, specs).items():
-        try:
-            solution = from_message(drafts[name], message)
-        except FactorisationError:
+    found = strategy.spread(messages, specs)
+    for (name, message), head in zip(found.items(), read_heads(list(found.values())), strict=True):
+        solution = from_message(drafts[name], message, head)
+        if solution is None:
             yield name, None, None
         else:
             yield name, hold(drafts.pop(name), solution, step), solution.failed
