@@ -107,6 +107,14 @@ def test_each_process_saves_its_own_curvature(folder: Path):
     assert traces[0] != traces[1]
 
 
+@pytest.mark.parametrize("scenario", ["seng", "sharded"])
+def test_curvature_of_all_layers_is_recorded_whoever_holds_it(folder: Path, scenario: str):
+    records = [record for record in _records(folder / scenario) if record["kind"] == "curvature"]
+    assert [record["step"] for record in records] == [4, 8, 11, 12, 16, 20, 22]
+    assert all(set(record["layers"]) == {"0", "2", "6"} for record in records)
+    assert set(records[-1]["spectra"]) == {"0", "2", "6"}
+
+
 @pytest.mark.parametrize("scenario", ["resumed", "interrupted"])
 def test_resumed_processes_equal_uninterrupted_ones_bit_for_bit(folder: Path, scenario: str):
     assert _records(folder / scenario) == _records(folder / "seng")

@@ -27,6 +27,7 @@ SCENARIOS = {
     "sgd": ("sgd", {}),
     "dealt": ("sgd", {"accumulate": "2", "clip": "0.1"}),
     "seng": ("seng", {"distributed": "local"}),
+    "sharded": ("seng", {"distributed": "sharded"}),
 }
 
 

@@ -18,7 +18,7 @@ from .evaluation import evaluate
 from .folder import RunFolder
 from .meters import Evaluation, Meter
 from .metrics import EndRecord, EpochRecord, MetricsFile, Record, StartRecord, StepRecord, Watcher
-from .records import curvature_record, environment
+from .records import curvature_record, environment, merged
 from .session import Session
 from .signals import Interrupted, Signals
 from .target import Target
@@ -254,11 +254,10 @@ class Run:
         self.tell(StepRecord(self.epoch + 1, self.step, value, accuracy, self.lr, seconds, self._speed(), parts))
 
     def _log_curvature(self, *, spectra: bool) -> None:
-        record = curvature_record(
-            self.session.optimizer, self.epoch + 1, self.step, self.stopwatch.seconds, spectra=spectra
-        )
+        place = self.epoch + 1, self.step, self.stopwatch.seconds
+        record = curvature_record(self.session.optimizer, *place, spectra=spectra)
         if record is not None:
-            self.tell(record)
+            self.tell(merged(self.session.ranks.gather(record)))
 
     def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.optim import Optimizer
@@ -55,6 +56,16 @@ def curvature_record(
     layers = {name: {number: getattr(layer, number) for number in NUMBERS} for name, layer in stats.items()}
     thinned = {name: thin(layer.spectrum.tolist()) for name, layer in stats.items()} if spectra else {}
     return CurvatureRecord(epoch, step, seconds, layers, thinned, optimizer.counters)
+
+
+def merged(records: Sequence[CurvatureRecord]) -> CurvatureRecord:
+    """Return the first of several processes' records with the layers that only others hold."""
+    first, *others = records
+    layers, spectra = dict(first.layers), dict(first.spectra)
+    for record in others:
+        layers |= {name: numbers for name, numbers in record.layers.items() if name not in layers}
+        spectra |= {name: values for name, values in record.spectra.items() if name not in spectra}
+    return replace(first, layers=layers, spectra=spectra)
 
 
 def thin(values: Sequence[float], size: int = SPECTRUM) -> list[float]:
