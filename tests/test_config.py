@@ -35,6 +35,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "positions": NO_NAMES,
     "memory_budget": (*NO_COUNTS, lambda step: 3),
     "distributed": ("globe", None, 3),
+    "tolerance": (*NUMBERS, -0.1, 1.0, 1.5, lambda step: 0.5),
     "wire_dtype": ("float8", 3, True),
     "include": NO_LISTS,
     "exclude": (*NO_LISTS, None),

@@ -59,6 +59,9 @@ class Options:
         positions: "sum": one row a sample. "expand": each sampled position is a row.
         memory_budget: Bytes the held curvature may take, or None.
         distributed: Name in ``seng.distributed.STRATEGIES``, or "auto".
+        tolerance: Relative error of a direction's coefficients that powers below 1 may make where curvature serves one
+            step alone (curvature of the current batch at every step), in [0, 1): Lanczos' method stops there. 0:
+            rounding errors only.
         wire_dtype: What samples and directions are rounded to while they travel between ranks: "bfloat16", or None.
         include: Module types or name patterns to precondition; None means all supported.
         exclude: Module types or name patterns to leave out.
@@ -92,6 +95,7 @@ class Options:
     positions: str = "sum"
     memory_budget: int | None = None
     distributed: str = "auto"
+    tolerance: float = 0.0
     wire_dtype: str | None = None
     include: Sequence[Selector] | None = None
     exclude: Sequence[Selector] = ()
@@ -200,8 +204,15 @@ _RANGES: tuple[tuple[str, float, float, Callable[[float, float, float], bool]], 
     ("power", 0.0, 1.0, lambda v, lo, hi: lo < v <= hi),
     ("trust", 0.0, inf, lambda v, lo, hi: lo < v < hi),
     ("ema", 0.0, 1.0, lambda v, lo, hi: lo <= v < hi),
+    ("tolerance", 0.0, 1.0, lambda v, lo, hi: lo <= v < hi),
 )
-_RANGE_TEXT = {"damping": "> 0", "power": "in (0, 1]", "trust": "> 0 or None", "ema": "in [0, 1)"}
+_RANGE_TEXT = {
+    "damping": "> 0",
+    "power": "in (0, 1]",
+    "trust": "> 0 or None",
+    "ema": "in [0, 1)",
+    "tolerance": "in [0, 1)",
+}
 _COUNTS = ("refresh_every", "sketch_size", "rank", "memory_budget", "seed", "explicit_limit")
 _OPTIONAL_COUNTS = ("memory_budget", "explicit_limit")
 

@@ -254,11 +254,13 @@ def _excess(size: Size, exact: Choice, limit: int | None) -> str | None:
 
 
 def solver_for(estimator: str, options: Options, interval: int) -> str:
-    """Return what a refresh makes of K: eigenvalues, or less where power is 1 and the damping stays while it serves."""
-    steady = not callable(options.damping) or interval == 1 or estimator == "paper-code"
-    if options.power != 1.0 or not steady or estimator == "truncated" or options.ema > 0:
+    """Return what a refresh makes of K: eigenvalues; or less where K serves once, or power is 1 and damping stays."""
+    if estimator == "truncated" or options.ema > 0:
         return "eigen"
-    return "direct" if options.curvature_batch == "current" and interval == 1 else "cholesky"
+    if options.curvature_batch == "current" and interval == 1:
+        return "direct"
+    steady = not callable(options.damping) or estimator == "paper-code"
+    return "cholesky" if options.power == 1.0 and (steady or interval == 1) else "eigen"
 
 
 def reweighted_choice(size: Size, options: Options) -> Choice:

@@ -212,7 +212,8 @@ class Preconditioner:
         options, factor = self.options, curvature.factor
         damping = damping_at(options, self._step, curvature.mean)
         frozen = factor is not None and factor.frozen_damping
-        z = coefficients(curvature.state, y, curvature.damping if frozen else damping, options.power)
+        of_z = curvature.damping if frozen else damping
+        z = coefficients(curvature.state, y, of_z, options.power, options.tolerance)
         multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
         if options.trust is not None and not (own and options.trust >= 1):
             multiplier = multiplier * self._trust(options.trust, curvature, square, y, z, damping)

@@ -26,11 +26,13 @@ class CholeskyState(SolveState):
     factor: Float[Tensor, "n n"]
     damping: Float[Tensor, ""]
 
-    def coefficients(self, y: Float[Tensor, " n"], damping: Tensor, power: float) -> Float[Tensor, " n"]:
+    def coefficients(
+        self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
+    ) -> Float[Tensor, " n"]:
         """Cost: n^2; another damping or power costs eigenvalues first, n^3."""
         if power == 1.0 and (damping is self.damping or bool(damping == self.damping)):
             return cholesky_coefficients(self.factor, y)
-        return self.to_eigen().coefficients(y, damping, power)
+        return self.to_eigen().coefficients(y, damping, power, tolerance)
 
     def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.factor @ (self.factor.T @ x) - self.damping * x

@@ -23,7 +23,9 @@ class EigenState(SolveState):
     values: Float[Tensor, " n"]
     vectors: Float[Tensor, "n n"]
 
-    def coefficients(self, y: Float[Tensor, " n"], damping: Tensor, power: float) -> Float[Tensor, " n"]:
+    def coefficients(
+        self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
+    ) -> Float[Tensor, " n"]:
         """Cost: 2 n^2."""
         return eigen_coefficients(self.values, self.vectors, y, damping, power)
 

@@ -26,7 +26,7 @@ def init(gram: Float[Tensor, "n n"], damping: Tensor, *, cholesky: bool, once: b
         gram: K, symmetric positive semidefinite up to rounding.
         damping: > 0, 0-d.
         cholesky: Prefer the Cholesky factor of K + damping I over eigenvalues of K.
-        once: The state serves a single direction of power 1: keep K, factorise nothing.
+        once: The state serves a single direction: keep K, factorise nothing.
 
     Returns:
         The state, and how many rungs of the ladder failed before one held.

@@ -16,8 +16,10 @@ class SolveState(ABC):
     """
 
     @abstractmethod
-    def coefficients(self, y: Float[Tensor, " n"], damping: Tensor, power: float) -> Float[Tensor, " n"]:
-        """Return z for y = U^T g."""
+    def coefficients(
+        self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
+    ) -> Float[Tensor, " n"]:
+        """Return z for y = U^T g; ``tolerance`` is the relative error of z that is welcome where it saves time."""
 
     @abstractmethod
     def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -28,9 +30,11 @@ class SolveState(ABC):
         """Return the eigenvalues of K, ascending."""
 
 
-def coefficients(state: SolveState, y: Float[Tensor, " n"], damping: Tensor, power: float) -> Float[Tensor, " n"]:
+def coefficients(
+    state: SolveState, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
+) -> Float[Tensor, " n"]:
     """Return z with damping^power (F + damping I)^-power g = g + U z."""
-    return state.coefficients(y, damping, power)
+    return state.coefficients(y, damping, power, tolerance)
 
 
 def spectrum(state: SolveState) -> Float[Tensor, " n"]:

@@ -93,6 +93,7 @@ class SengConfig:
     positions: str = "sum"
     explicit_limit: int | None = None
     reweight: bool = False
+    tolerance: float = 0.0
     distributed: str = "auto"
 
 
