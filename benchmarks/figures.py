@@ -1,13 +1,16 @@
-"""Renders the README's first numbers from the committed results, so that no figure is typed by hand.
+"""Renders the figures of README and the recipes' pages from the committed results: none is typed by hand.
 
-python benchmarks/figures.py --write    # replaces what stands between the marks in README.md
+python benchmarks/figures.py --write    # replaces what stands between the marks of each page
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -21,11 +24,14 @@ COSTS = {
     ("autoencoder", "defaults, every 10"): "deep autoencoder, all defaults",
     ("resnet", "defaults, every 10"): "small ResNet, all defaults",
 }
+NAMES = {"seng": "SENG", "sgd": "SGD", "adamw": "AdamW"}
+MEASURED = ("digits", "fashion-autoencoder")
+PAPER = ("cifar10-resnet18", "cifar10-vgg16bn", "imagenet-resnet50")
 
 
-def render() -> str:
+def readme() -> str:
     """Return the README's section on numbers."""
-    cost, training = _load("step_cost"), _load("training")
+    cost = _load("step_cost")
     where = cost["environment"]
     lines = [
         f"One thread of {where['processor']}, torch {where['torch']}, batch 256. Whole training steps, SGD's in turn"
@@ -38,21 +44,85 @@ def render() -> str:
         row = cost[task]["variants"][variant]
         between = f"{row['cpu_ratio_between']:.2f}x" if "every 10" in variant else "-"
         lines.append(f"| {label} | {row['cpu_ratio_cycle']:.2f}x | {between} | {row['memory_ratio']:.2f}x |")
-    digits = [100 * row["test_accuracy"] for row in training["digits"]]
-    fashion = training["fashion-resnet"][0]
-    lines += [
+    lines += ["", "Recipes, each optimizer with settings of its own (how they were found: each recipe's page):", ""]
+    lines += ["| recipe | figure | " + " | ".join(NAMES.values()) + " |", "|---|---|---|---|---|"]
+    for recipe in MEASURED:
+        figure, cells = _cells(recipe)
+        lines.append(f"| [{recipe}](docs/recipes/{recipe}.md) | {figure} | " + " | ".join(cells.values()) + " |")
+    lines += ["", "What failed, and how each figure was made: `benchmarks/` and the [lab log](docs/lab-log.md)."]
+    return "\n".join(lines)
+
+
+def recipe_page(recipe: str) -> str:
+    """Return a recipe's results: runs of the command line, one after the other."""
+    results = _load("recipes")
+    where = results["environment"]
+    rows = results[recipe]
+    figure, cells = _cells(recipe)
+    extra = "" if figure == "test loss" else " test loss |"
+    lines = [
+        f"Measured with one thread of {where['processor']}, torch {where['torch']}, {where['date']};"
+        " seconds are of training alone, on a machine shared with others.",
         "",
-        f"Test accuracy with all defaults: `digits` {min(digits):.1f} to {max(digits):.1f}% over {len(digits)} seeds"
-        f" after {training['digits'][0]['epoch']} epochs; `fashion-resnet` {100 * fashion['test_accuracy']:.1f}% after"
-        f" {fashion['epoch']} epochs. Other settings, what failed, and how each figure was made: `benchmarks/` and the"
-        " [lab log](docs/lab-log.md).",
+        f"| optimizer | {figure} | train loss |{extra} steps | seconds | seconds a step |",
+        "|---" * (7 if extra else 6) + "|",
+    ]
+    for optimizer, cell in cells.items():
+        last = [row["epochs"][-1] for row in rows if row["optimizer"] == optimizer]
+        steps, seconds = last[0]["step"], median(row["seconds"] for row in last)
+        keys = ("train_loss", "test_loss") if extra else ("train_loss",)
+        losses = " | ".join(_span([row[key] for row in last], "{:.3f}") for key in keys)
+        lines.append(f"| {NAMES[optimizer]} | {cell} | {losses} | {steps:,} | {seconds:.0f} | {seconds / steps:.3f} |")
+    seeds = len({row["seed"] for row in rows})
+    lines += ["", f"{seeds} seed{'s' if seeds > 1 else ''} after {rows[0]['epochs'][-1]['epoch']} epochs"]
+    lines[-1] += "; a span is from the smallest to the largest." if seeds > 1 else "."
+    return "\n".join(lines)
+
+
+def paper_page(recipe: str) -> str:
+    """Return what a step of one of the paper's networks costs here."""
+    results = _load("paper_steps")
+    where, found = results["environment"], results["recipes"][recipe]
+    seconds, shape = found["seconds"], found["shape"]
+    cells = [*(f"{seconds[name]:.2f}" for name in ("sgd", "adamw", "seng")), f"{found['seconds_of_refresh']:.2f}"]
+    lines = [
+        f"CPU seconds of a step of {shape[0]} pictures of {shape[2]} x {shape[3]} pixels, one thread of"
+        f" {where['processor']}, torch {where['torch']}, optimizers in turn, medians:",
+        "",
+        "| SGD | AdamW | SENG between refreshes | SENG with a refresh | curvature held |",
+        "|---|---|---|---|---|",
+        f"| {' | '.join(cells)} | {found['curvature_mib']:.0f} MiB |",
     ]
     return "\n".join(lines)
 
 
-def section(readme: str) -> str:
-    """Return what stands between the marks of a README."""
-    return readme.split(BEGIN)[1].split(END)[0].strip()
+def _cells(recipe: str) -> tuple[str, dict[str, str]]:
+    """Return what a recipe is judged by, and its value for each optimizer."""
+    rows = _load("recipes")[recipe]
+    accurate = recipe != "char-gpt" and rows[0]["epochs"][-1]["test_accuracy"] is not None
+    key, form, scale = ("test_accuracy", "{:.1f}%", 100) if accurate else ("test_loss", "{:.2f}", 1)
+    values = {
+        name: _span([scale * row["epochs"][-1][key] for row in rows if row["optimizer"] == name], form)
+        for name in NAMES
+    }
+    return "test accuracy" if accurate else "test loss", values
+
+
+def _span(values: list[float], form: str) -> str:
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "README.md": readme,
+    **{f"docs/recipes/{recipe}.md": partial(recipe_page, recipe) for recipe in MEASURED},
+    **{f"docs/recipes/{recipe}.md": partial(paper_page, recipe) for recipe in PAPER},
+}
+
+
+def section(page: str) -> str:
+    """Return what stands between the marks of a page's text."""
+    return page.split(BEGIN)[1].split(END)[0].strip()
 
 
 def _load(name: str) -> dict[str, Any]:
@@ -60,15 +130,17 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the section, or write it into README.md."""
+    """Print the sections, or write them into their pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--write", action="store_true")
-    if not parser.parse_args().write:
-        print(render())
-        return
-    path = ROOT / "README.md"
-    before, after = path.read_text().split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n\n{render()}\n\n{END}{after.split(END)[-1]}")
+    write = parser.parse_args().write
+    for name, render in PAGES.items():
+        if not write:
+            print(f"{name}\n\n{render()}\n")
+            continue
+        path = ROOT / name
+        before, after = path.read_text().split(BEGIN)
+        path.write_text(f"{before}{BEGIN}\n\n{render()}\n\n{END}{after.split(END)[-1]}")
 
 
 if __name__ == "__main__":

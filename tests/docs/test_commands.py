@@ -13,9 +13,14 @@ from seng.cli import app
 from seng.recipes import RECIPES, build_recipe
 from seng.train.settings import override, settings
 
-from .pages import README, ROOT, text_of
+from .pages import DOCS, README, ROOT, text_of
 
-COMMANDS = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^seng .*$", text_of(README), re.MULTILINE)]
+RECIPE_PAGES = sorted((DOCS / "recipes").glob("*.md"))
+COMMANDS = [
+    shlex.split(line, comments=True)[1:]
+    for page in (README, *RECIPE_PAGES)
+    for line in re.findall(r"^seng .*$", text_of(page).replace("torchrun --nproc-per-node 4 -m seng.cli", "seng"), re.M)
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -30,8 +35,16 @@ def test_command_is_understood(command: list[str]) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert {command[0] for command in COMMANDS} == {"recipes", "train"}
+    assert {command[0] for command in COMMANDS} == {"recipes", "plan", "train", "report"}
     assert {argument for command in COMMANDS for argument in command} >= set(RECIPES)
+
+
+def test_every_recipe_has_a_page_with_its_command() -> None:
+    assert {page.stem for page in RECIPE_PAGES} == {"index", *RECIPES}
+    for name in RECIPES:
+        text = text_of(DOCS / "recipes" / f"{name}.md")
+        assert f"train {name} --out" in text
+        assert f"({name}.md)" in text_of(DOCS / "recipes" / "index.md")
 
 
 def test_make_targets_exist() -> None:

@@ -115,10 +115,10 @@ def test_every_export_has_its_place_in_the_api() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     pages = re.findall(r"(\S+\.md)", text_of(ROOT / "mkdocs.yml"))
-    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
+    assert sorted(pages) == sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text_of(path)):
         file, _, anchor = target.partition("#")
