@@ -243,9 +243,11 @@ def search(record: Record, task: Task, name: str) -> dict[str, Any]:
     near = method.rates[max(0, min(place - 1, len(method.rates) - 3)) :][:3]
     tried += [trial(record, task, name, best["law"], rate, value) for value, rate in itertools.product(others, near)]
     finalists = sorted(tried, key=order)[: 3 if task.again else 1]
-    return min(
-        finalists, key=lambda row: mean([order(row), *(order(repeat(record, task, row, k)) for k in task.again)])
-    )
+
+    def over_seeds(row: dict[str, Any]) -> float:
+        return mean([order(row), *(order(repeat(record, task, row, seed)) for seed in task.again)])
+
+    return min(finalists, key=over_seeds)
 
 
 def repeat(record: Record, task: Task, row: dict[str, Any], seed: int) -> dict[str, Any]:
