@@ -126,19 +126,28 @@ def test_prefetched_goes_on_when_the_workers_are_asked_to_stop(tmp_path: Path, n
 
 
 SCRIPT = """
-import multiprocessing, os, sys, torch
-from seng.train.data import TensorSplit, prefetched
+import multiprocessing, os, sys, time, torch
+from seng.train.data import TensorSplit, prefetch, prefetched
 
+def follow_late(worker, follow=prefetch._follow_main):
+    time.sleep(worker)
+    follow(worker)
+
+if sys.argv[1] == "killed before a worker looks":
+    prefetch._follow_main = follow_late
 split = TensorSplit(torch.randn(64, 3), torch.arange(64))
 ahead = prefetched(split, torch.arange(64).split(1), workers=2)
 next(ahead)
 print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
-if sys.argv[1] == "killed":
+if sys.argv[1] != "ended":
     os.kill(os.getpid(), 9)
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [("ended", 0), ("killed", -signal.SIGKILL)])
+ENDS = [("ended", 0), ("killed", -signal.SIGKILL), ("killed before a worker looks", -signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(("end", "code"), ENDS)
 def test_prefetched_leaves_no_workers_behind_a_program_that_stops_in_the_middle(end: str, code: int):
     ended = subprocess.run([sys.executable, "-c", SCRIPT, end], stdout=subprocess.PIPE, timeout=4 * SOON)
     assert ended.returncode == code

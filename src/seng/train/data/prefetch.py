@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing.util  # noqa: F401  its end of the workers has to be registered first, to come after ours
+import multiprocessing
+import multiprocessing.util  # its end of the workers has to be registered first, to come after ours
 import os
 import signal
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from weakref import WeakSet
@@ -68,7 +70,7 @@ def _prefetched(
         num_workers=min(workers, _cores()),
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_follow_main,
         generator=torch.Generator(),  # else it takes numbers from the global one, and dropout would differ
     )
     for prepared in loader:
@@ -105,7 +107,18 @@ def _as_it_is(prepared: object) -> object:
     return prepared
 
 
-def _leave_signals(worker: int) -> None:
-    """Let the main process alone decide what an interrupt means: it ends its workers when it is done."""
+def _follow_main(worker: int) -> None:
+    """Let the main process alone decide what an interrupt means, and end with it.
+
+    DataLoader's own watch misses a main process that is gone before the worker has begun to look.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _end_with_main() -> None:
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)
