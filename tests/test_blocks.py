@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from seng import Preconditioner
-from seng.blocks import lay_out, unwrap
+from seng.blocks import lay_out
 from seng.config import Options
 from seng.errors import ModelError, OptionError
 from seng.layers import LAYERS, layer_function
@@ -113,21 +112,6 @@ def test_models_without_supported_layers_are_refused(model: nn.Module):
 def test_excluding_every_layer_is_refused():
     with pytest.raises(ModelError, match="no supported layer"):
         _layout(_Net(), exclude=["*"])
-
-
-def test_wrappers_that_hooks_cannot_follow_are_refused():
-    with pytest.raises(ModelError, match="unsupported wrapper: .* got 'DataParallel'.*DistributedDataParallel"):
-        unwrap(nn.DataParallel(nn.Linear(2, 2)), "call()")
-
-
-def test_wrappers_are_looked_through():
-    model = _Net()
-    compiled: Any = torch.compile(model, backend="eager")
-    assert unwrap(compiled, "call()") is model
-    wrapped = DistributedDataParallel.__new__(DistributedDataParallel)  # without a process group
-    nn.Module.__init__(wrapped)
-    wrapped.module = compiled
-    assert unwrap(wrapped, "call()") is model
 
 
 def test_names_are_those_of_the_plain_model_after_compiling():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from .errors import OptionError, choose
+from .wrappers import sharded
 
 AUXILIARY_LR = 0.1  # learning rate of AdamW beside Muon, as a share of Muon's
 
@@ -59,6 +60,11 @@ def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
         raise OptionError(
             "SENG()", "base 'muon' needs torch.optim.Muon", expected="torch >= 2.9", got=torch.__version__,
             fix="Upgrade torch, or choose another base",
+        )  # fmt: skip
+    if any(map(sharded, _trainable(model))):
+        raise OptionError(
+            "SENG()", "base 'muon' needs whole matrices", expected="a model that is not sharded", got="fully_shard",
+            fix="Choose base 'sgd' or 'adamw', or DistributedDataParallel",
         )  # fmt: skip
     extra = dict(settings.extra)
     aux_lr = extra.pop("aux_lr", AUXILIARY_LR * settings.lr)
@@ -119,7 +125,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 
 def _fused(parameters: list[nn.Parameter], extra: dict[str, Any]) -> dict[str, Any]:
     """Return a base's options with its fused form chosen, unless they choose a form themselves."""
-    able = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    able = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() and not sharded(p) for p in parameters)
     return {"fused": able and not {"foreach", "differentiable"} & extra.keys(), **extra}
 
 

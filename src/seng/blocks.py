@@ -11,8 +11,9 @@ from torch import nn
 
 from .capture import Watched
 from .config import Options, Selector
-from .errors import ModelError, OptionError
+from .errors import ModelError, OptionError, OrderError
 from .layers import LAYERS, UNSUPPORTED_CONTAINERS, layer_function
+from .wrappers import Cut, cut_of, sharded
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Block:
         """Dtype of the curvature: at least float32."""
         return torch.promote_types(self.parameters[0].dtype, torch.float32)
 
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """How each parameter is cut among the ranks; empty where every rank has all of them."""
+        return tuple(cut for p in self.parameters if (cut := cut_of(p)) is not None)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -50,6 +56,27 @@ class Layout:
     blocks: dict[str, Block]
     passed: dict[str, str]
     passing: dict[str, nn.Parameter]
+
+    @property
+    def cut_among(self) -> int:
+        """Number of ranks that the parameters are cut among; 1 where every rank has all of them."""
+        return next((cut.world for block in self.blocks.values() for cut in block.cuts), 1)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ``fully_shard`` made the parameters, be it for one rank alone."""
+        return any(sharded(p) for block in self.blocks.values() for p in block.parameters)
+
+    def require_current(self, call: str) -> None:
+        """Raise OrderError where the modules have other parameters than when they were laid out."""
+        for name, block in self.blocks.items():
+            for member, slots in block.members:
+                held = [block.parameters[k] for k in slots]
+                if any(getattr(member.module, key) is not p for key, p in zip(member.wanted, held, strict=True)):
+                    raise OrderError(
+                        call, "a module has other parameters than it had", expected="those the optimizer was made with",
+                        got=", ".join(member.wanted), layer=name, fix="Create the optimizer after fully_shard",
+                    )  # fmt: skip
 
     def signature(self) -> dict[str, dict[str, list[int]]]:
         """Return the shape of every trainable parameter, by block and name."""
@@ -87,23 +114,6 @@ def lay_out(model: nn.Module, options: Options, call: str) -> Layout:
     passing = {name: parameter for parameter, name in names.items() if parameter not in held}
     passed = {name: reasons.get(parameter, "no module owns it") for name, parameter in passing.items()}
     return Layout(blocks, passed, passing)
-
-
-def unwrap(model: nn.Module, call: str) -> nn.Module:
-    """Return the model inside DistributedDataParallel and torch.compile, whose names and hooks are used.
-
-    Raises:
-        ModelError: The wrapper replicates or shards modules in a way hooks cannot follow.
-    """
-    if isinstance(model, nn.DataParallel):
-        raise ModelError(
-            call, "unsupported wrapper", expected="a module, DistributedDataParallel or torch.compile",
-            got=type(model).__name__, fix="Use torch.nn.parallel.DistributedDataParallel",
-        )  # fmt: skip
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return unwrap(model.module, call)
-    inner = getattr(model, "_orig_mod", None)
-    return unwrap(inner, call) if isinstance(inner, nn.Module) else model
 
 
 def _clean(name: str) -> str:

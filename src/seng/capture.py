@@ -93,7 +93,9 @@ class Capture:
         self._batches: list[MicroBatch] = []
         self._open: MicroBatch | None = None
         self._handles = [
-            entry.module.register_forward_hook(self._hook(entry.name), with_kwargs=True) for entry in watched
+            # first of all hooks: fully_shard's lets the whole parameters go
+            entry.module.register_forward_hook(self._hook(entry.name), with_kwargs=True, prepend=True)
+            for entry in watched
         ]
         self._held_back: dict[str, list[nn.Parameter]] = {}
         for entry in watched:

@@ -9,36 +9,56 @@ from torch import Tensor
 
 from .blocks import Block, Layout
 from .types import Grads
+from .wrappers import Cut, own_part
 
 
 def block_gradients(layout: Layout) -> dict[str, Grads]:
-    """Return each block's gradients as contiguous tensors of its compute dtype, without copies where possible."""
-    grads = {}
-    for name, block in layout.blocks.items():
-        if any(p.grad is not None for p in block.parameters):
-            grads[name] = tuple(
-                (torch.zeros_like(p) if p.grad is None else p.grad).to(block.compute_dtype).contiguous()
-                for p in block.parameters
-            )
-    return grads
+    """Return each block's gradients, or this rank's part of them, as contiguous tensors of its compute dtype.
+
+    Nothing is copied where that is so already.
+    """
+    held = {name: targets(block) for name, block in layout.blocks.items()}
+    used = {name: own for name, own in held.items() if any(x is not None for x in own)}
+    return {name: _as_grads(layout.blocks[name], own) for name, own in used.items()}
 
 
-def write_back(block: Block, grads: Grads) -> None:
-    """Copy into ``.grad`` what is not there already."""
-    for parameter, x in zip(block.parameters, grads, strict=True):
-        if parameter.grad is not None and parameter.grad.data_ptr() != x.data_ptr():
-            parameter.grad.copy_(x.view_as(parameter.grad))
+def targets(block: Block) -> list[Tensor | None]:
+    """Return this rank's ``.grad`` of each parameter."""
+    return [None if p.grad is None else own_part(p.grad) for p in block.parameters]
+
+
+def whole_gradients(block: Block, taken: Sequence[Tensor]) -> tuple[list[Tensor | None], Grads]:
+    """Return whole gradients beside the parameters that have one, and all as tensors of the compute dtype."""
+    given = iter(taken)
+    held = [None if p.grad is None else next(given) for p in block.parameters]
+    return held, _as_grads(block, held, whole=True)
+
+
+def write_back(held: Sequence[Tensor | None], grads: Grads) -> None:
+    """Copy into the tensors held what is not there already."""
+    for target, x in zip(held, grads, strict=True):
+        if target is not None and target.data_ptr() != x.data_ptr():
+            target.copy_(x.view_as(target))
 
 
 def present(layout: Layout) -> dict[str, list[Tensor]]:
-    """Return the blocks' own ``.grad`` tensors, without those that are None."""
-    found = {name: [p.grad for p in block.parameters if p.grad is not None] for name, block in layout.blocks.items()}
+    """Return this rank's ``.grad`` tensors of all blocks, without those that are None."""
+    found = {name: [x for x in targets(block) if x is not None] for name, block in layout.blocks.items()}
     return {name: own for name, own in found.items() if own}
+
+
+def cuts(layout: Layout) -> dict[str, list[Cut]]:
+    """Return how the gradients of ``present`` are cut among the ranks; empty where they are whole."""
+    blocks = {name: block for name, block in layout.blocks.items() if block.cuts}
+    return {
+        name: [cut for cut, p in zip(block.cuts, block.parameters, strict=True) if p.grad is not None]
+        for name, block in blocks.items()
+    }
 
 
 def passing(layout: Layout) -> list[Tensor]:
     """Return the gradients that no block holds."""
-    return [p.grad for p in layout.passing.values() if p.grad is not None]
+    return [own_part(p.grad) for p in layout.passing.values() if p.grad is not None]
 
 
 def square(x: Tensor) -> Tensor:
@@ -49,6 +69,22 @@ def square(x: Tensor) -> Tensor:
     return torch.dot(flat, flat)
 
 
+def squared(grads: Grads) -> Tensor:
+    """Return g.g of one block."""
+    return sum(map(square, grads), grads[0].new_zeros(()))
+
+
 def all_finite(values: Sequence[Tensor]) -> Tensor:
     """Return a 0-d bool: none of the 0-d tensors is NaN or inf."""
     return torch.stack([value.to(values[0]) for value in values]).sum().isfinite()
+
+
+def _as_grads(block: Block, held: Sequence[Tensor | None], whole: bool = False) -> Grads:
+    """Return contiguous tensors of the compute dtype, zeros for None."""
+    likes = [p if whole else own_part(p) for p in block.parameters]
+    return tuple(
+        torch.zeros(like.shape, dtype=block.compute_dtype, device=like.device)
+        if x is None
+        else x.to(block.compute_dtype).contiguous()
+        for like, x in zip(likes, held, strict=True)
+    )

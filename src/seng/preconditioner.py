@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, lay_out, reweightable, unwrap
+from .blocks import Block, lay_out, reweightable
 from .capture import Capture, Captured
 from .config import Options
 from .curvature import Curvature, as_captured, block_io, damping_at, member_io
@@ -21,7 +21,18 @@ from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .distributed import Batch, Plan, Strategy, Updates, strategy_for
 from .errors import OrderError
 from .factors import Factor, Kronecker
-from .gradients import all_finite, block_gradients, passing, present, square, write_back
+from .gradients import (
+    all_finite,
+    block_gradients,
+    cuts,
+    passing,
+    present,
+    square,
+    squared,
+    targets,
+    whole_gradients,
+    write_back,
+)
 from .linalg import inverse_quadratic
 from .planner import require_known
 from .refreshing import Facts, Members, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections
@@ -29,6 +40,7 @@ from .sketch import generator_for
 from .solve import coefficients
 from .state import Held, read, write
 from .types import Grads, Product
+from .wrappers import unwrap
 
 
 @dataclass
@@ -76,8 +88,8 @@ class Preconditioner:
     def __init__(self, model: nn.Module, *, call: str = "Preconditioner()", **options: Any):
         chosen = Options.build(call, options)
         require_known(chosen, call)
-        strategy = strategy_for(chosen.distributed, call, chosen.wire_dtype)
         self._layout = lay_out(unwrap(model, call), chosen, call)
+        strategy = strategy_for(chosen.distributed, call, chosen.wire_dtype, self._layout.cut_among)
         self._warn_unsupported()
         watched = [entry for block in self._layout.blocks.values() for entry, _ in block.members]
         self._reweighted = reweightable(self._layout) if chosen.reweight else frozenset()
@@ -141,12 +153,12 @@ class Preconditioner:
         refresh = self._refreshes.begin(ready.members, ready.samples, self._step) if due else NoRefresh()
         if refresh.fresh:
             refresh.shared()
-        updates, done = self._strategy.updates(present(self._layout)), set()
+        updates, done = self._strategy.updates(present(self._layout), cuts(self._layout)), set()
         for name, block in self._layout.blocks.items():
             if refresh.fresh:
                 refresh.block(name)
             if name in ready.grads:
-                written = self._precondition(block, ready, refresh.fresh)
+                written = self._precondition(block, ready, updates, refresh.fresh)
             else:
                 written = name in self._reweighted and self._reweight(block)
             done |= {name} if written else set()
@@ -172,13 +184,17 @@ class Preconditioner:
         self._pass_through(done)
         self._reach.spent = self.options.serves_once(self._step)
 
-    def _precondition(self, block: Block, ready: Ready, fresh: bool) -> bool:
+    def _precondition(self, block: Block, ready: Ready, updates: Updates, fresh: bool) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
         name, curvature = block.name, self._curvature.get(block.name)
         grads = ready.grads[name] if name in self._thin else ready.grads.pop(name)
+        taken = updates.take(name) if block.cuts else ()
         if curvature is None or curvature.factor is None:
             return False
-        factor = curvature.factor
+        factor, held = curvature.factor, targets(block)
+        if block.cuts:
+            held, grads = whole_gradients(block, taken)
+            ready.squares[name] = squared(grads)
         y, own = self._projection(name, curvature, factor, grads, fresh)
         z, multiplier = self._direction(name, curvature, ready.squares[name], y, own)
         if name in self._thin:
@@ -188,7 +204,7 @@ class Preconditioner:
             for x in grads:
                 x.mul_(multiplier)
         factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
-        write_back(block, grads)
+        write_back(held, grads)
         return True
 
     def _reweight(self, block: Block) -> bool:
@@ -263,7 +279,7 @@ class Preconditioner:
         self.options.require_schedules(self._step)
         captured = self._capture.collect()
         self._restore_gradients(grads, captured)
-        squares = {name: sum(map(square, own), own[0].new_zeros(())) for name, own in grads.items()}
+        squares = {name: squared(own) for name, own in grads.items()}
         good = all_finite([*squares.values(), *self._loose_squares(captured)])
         members = {}
         if self._refresh_due():
@@ -287,6 +303,7 @@ class Preconditioner:
     def _gradients(self) -> dict[str, Grads]:
         found = present(self._layout) or passing(self._layout)
         if not found and not (self._reweighted and self._capture.holds_records):
+            self._layout.require_current("step()")
             raise OrderError(
                 "step()", "no gradients", expected=".grad on the model's parameters", got=None,
                 fix="Call loss.backward() before step()",
@@ -312,7 +329,7 @@ class Preconditioner:
 
         Blocks alone are asked: what passes through may have its gradient before backward reaches the first layer.
         """
-        if self._reweighted:  # backward leaves no trace of itself in .grad; zero_grad() and step() void records
+        if self._reweighted or self._layout.sharded:  # .grad may be empty still; zero_grad() and step() void records
             return False
         grads = [p.grad for block in self._layout.blocks.values() for p in block.parameters if p.grad is not None]
         return not grads or (not any(bool(grad.any()) for grad in grads) and self._capture.has_gradients())

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Layout, lay_out, reweightable, unwrap
+from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Capture, Watched
 from .config import Options
 from .curvature import as_captured, block_io
 from .distributed import require_strategy
-from .errors import OrderError
+from .errors import ModelError, OrderError
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
+from .wrappers import unwrap
 
 ROUNDINGS = 1e3  # of the captured dtype that sums over samples and positions may add up to
 HALF_ROUNDINGS = 16  # the same in half precision, whose products are accumulated in float32 and rounded a few times
@@ -266,11 +267,17 @@ def verify(model: nn.Module, loss_closure: Callable[[], Tensor], **options: Any)
 
     Raises:
         OrderError: The closure did not return a loss that depends on the model.
+        ModelError: ``fully_shard`` has cut the model's parameters.
 
     Cost: one training step and one weight-gradient product a layer.
     """
     chosen = _options("verify()", options)
     layout = lay_out(unwrap(model, "verify()"), chosen, "verify()")
+    if layout.sharded:
+        raise ModelError(
+            "verify()", "the model is sharded", expected="whole parameters", got="fully_shard",
+            fix="Verify it before fully_shard",
+        )  # fmt: skip
     members = [entry for block in layout.blocks.values() for entry, _ in block.members]
     capture = Capture(members, lambda: False)
     held = {p: p.grad for p in model.parameters()}

@@ -12,16 +12,18 @@ import pytest
 from .harness import Job, Outcome, run
 
 LAWS = {
-    1: Job(1, ("scenarios.exact", "scenarios.averaged")),
+    1: Job(1, ("scenarios.exact", "scenarios.averaged", "whole.cut_few")),
     2: Job(
         2,
         (
             "scenarios.exact", "scenarios.averaged", "scenarios.replicas", "scenarios.rounding", "scenarios.branches",
             "traffic.traffic", "traffic.memory", "traffic.automatic", "states.resumed", "states.moved",
             "faults.spoiled", "faults.one_fails", "faults.first_batch_too_small", "faults.mismatched",
+            "whole.cut_exact", "whole.cut_few", "whole.cut_local", "whole.cut_traffic", "whole.cut_training",
+            "whole.cut_refused",
         ),
     ),
-    3: Job(3, ("scenarios.few_exact", "scenarios.averaged", "traffic.memory")),
+    3: Job(3, ("scenarios.few_exact", "scenarios.averaged", "traffic.memory", "whole.cut_few")),
     4: Job(4, ("scenarios.exact", "scenarios.averaged", "traffic.traffic", "traffic.memory")),
 }  # fmt: skip
 FAULTS = {"killed": Job(3, ("faults.killed",), timeout=20.0), "absent": Job(2, ("faults.absent",), timeout=2.0)}

@@ -33,11 +33,18 @@ __all__ = [
 STRATEGIES: dict[str, type[Strategy]] = {"none": Strategy, "local": Local, "global": Global, "sharded": Sharded}
 
 
-def strategy_for(name: object, call: str, wire_dtype: str | None = None) -> Strategy:
+def strategy_for(name: object, call: str, wire_dtype: str | None = None, cut_among: int = 1) -> Strategy:
     """Return the named strategy, or "auto": over several ranks the cheapest, else "none".
 
+    Args:
+        name: As asked for.
+        call: What errors name.
+        wire_dtype: Name of the dtype on the wire.
+        cut_among: Number of ranks that the model's parameters are cut among.
+
     Raises:
-        OptionError: No strategy has that name, or torch.distributed does not run.
+        OptionError: No strategy has that name, torch.distributed does not run, or ranks that share a model are to keep
+            to themselves.
     """
     automatic = Auto if several_ranks() else Strategy
     kind = choose({"auto": automatic, **STRATEGIES}, name, call=call, option="distributed")
@@ -45,6 +52,11 @@ def strategy_for(name: object, call: str, wire_dtype: str | None = None) -> Stra
         raise OptionError(
             call, f"distributed={name!r} needs ranks", expected="a process group of torch.distributed", got=None,
             fix="Call torch.distributed.init_process_group first, or leave distributed at 'auto'",
+        )  # fmt: skip
+    if kind is Strategy and cut_among > 1:
+        raise OptionError(
+            call, f"distributed={name!r} cannot serve a model sharded over {cut_among} ranks",
+            expected="a strategy of several ranks", got=name, fix="Leave distributed at 'auto'",
         )  # fmt: skip
     return kind(None if wire_dtype is None else getattr(torch, wire_dtype))
 

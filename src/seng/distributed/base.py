@@ -9,6 +9,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ..wrappers import Cut
 from .plan import Load, Plan
 from .wire import Spec
 
@@ -25,6 +26,13 @@ class Batch:
 
 class Updates:
     """Directions on their way to the other ranks; here there are none."""
+
+    def take(self, name: str) -> Sequence[Tensor]:
+        """Return the whole gradients of a block that is cut among ranks, for the direction to be written there.
+
+        All ranks take every block, in the same order; there are none for a rank that does not precondition it.
+        """
+        raise NotImplementedError
 
     def ready(self, name: str, written: bool) -> None:
         """Say that a block's direction is in its gradients, or that this rank has no curvature for it."""
@@ -82,6 +90,10 @@ class Strategy:
         """Return what gradients of these shapes and dtypes take on the wire."""
         return 0
 
+    def part_bytes(self, specs: Sequence[Spec]) -> int:
+        """Return what a rank's parts of gradients that are cut take on the wire."""
+        return 0
+
     def holds(self, block: str) -> bool:
         """Whether this rank keeps the curvature of a block."""
         return True
@@ -116,8 +128,15 @@ class Strategy:
         """Return every rank's vector, stacked."""
         return own[None]
 
-    def updates(self, gradients: Mapping[str, Sequence[Tensor]]) -> Updates:
-        """Return the way of a step's directions to the other ranks."""
+    def updates(
+        self, gradients: Mapping[str, Sequence[Tensor]], cuts: Mapping[str, Sequence[Cut]] | None = None
+    ) -> Updates:
+        """Return the way of a step's directions to the other ranks.
+
+        Args:
+            gradients: Each block's, or this rank's parts of them.
+            cuts: How they are cut among the ranks, where they are.
+        """
         return Updates()
 
     def close(self) -> None:

@@ -8,9 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..wrappers import Cut
 from .base import Updates
 from .plan import Load, Plan, plan_dealt
 from .ranks import Ranks
+from .shards import Reassembled
 from .wire import Pending, Spec, Wire, buckets, pack, parcel_bytes, unpack
 
 
@@ -33,6 +35,9 @@ class Dealt(Ranks):
     def reads(self, block: str) -> Sequence[int]:
         return (self.plan.owners[block],) if block in self.plan.apart else range(self.world)
 
+    def _writes(self, block: str) -> Sequence[int]:
+        return (self.plan.owners[block],) if block in self.plan.apart else ()
+
     def spread(self, own: Mapping[str, Tensor], specs: Mapping[str, Spec]) -> dict[str, Tensor]:
         """Send each owner's vectors to all others in flat buckets."""
         found: dict[str, Callable[[], Tensor]] = {}
@@ -53,7 +58,11 @@ class Dealt(Ranks):
         wait = self.wire.send_from(rank, flat, "solutions")
         return {name: lambda k=k: unpack(wait(), announced)[k] for k, name in enumerate(names)}
 
-    def updates(self, gradients: Mapping[str, Sequence[Tensor]]) -> Updates:
+    def updates(
+        self, gradients: Mapping[str, Sequence[Tensor]], cuts: Mapping[str, Sequence[Cut]] | None = None
+    ) -> Updates:
+        if cuts:
+            return Reassembled(self.wire, gradients, cuts, self.reads, self._writes, self.device)
         apart = {name: own for name, own in gradients.items() if name in self.plan.apart}
         return _FromOwners(self.wire, apart, self.plan.owners, self.device)
 

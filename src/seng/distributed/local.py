@@ -9,9 +9,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..wrappers import Cut
 from .base import Updates
 from .plan import Load, Plan, plan_local
 from .ranks import Ranks
+from .shards import Reassembled
 from .wire import Pending, Spec, Wire, buckets
 
 
@@ -34,7 +36,12 @@ class Local(Ranks):
     def reads(self, block: str) -> Sequence[int]:
         return range(self.world) if block in self.plan.thin else ()
 
-    def updates(self, gradients: Mapping[str, Sequence[Tensor]]) -> Updates:
+    def updates(
+        self, gradients: Mapping[str, Sequence[Tensor]], cuts: Mapping[str, Sequence[Cut]] | None = None
+    ) -> Updates:
+        if cuts:
+            everyone = range(self.world)
+            return Reassembled(self.wire, gradients, cuts, lambda name: everyone, lambda name: everyone, self.device)
         return _Averaged(self.wire, {name: own for name, own in gradients.items() if name not in self.plan.thin})
 
 

@@ -20,6 +20,7 @@ class Load:
         apply_flops: Operations of one preconditioned gradient.
         held: Bytes its curvature takes.
         update: Bytes of its gradient on the wire.
+        parts: Bytes of each rank's part of it, where it is cut among the ranks.
         parcels: Bytes of each rank's samples on the wire.
         columns: Columns of each rank's own factor.
         itemsize: Bytes of a number of its curvature.
@@ -32,12 +33,21 @@ class Load:
     apply_flops: float = 0.0
     held: int = 0
     update: int = 0
+    parts: tuple[int, ...] = ()
     parcels: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
     itemsize: int = 4
     solution: int = 0
     thin: bool = False
     repeatable: bool = True
+
+    def whole(self, rank: int) -> int:
+        """Return what a rank receives to have the gradient whole."""
+        return sum(self.parts) - self.parts[rank] if self.parts else 0
+
+    def direction(self, rank: int, writers: int) -> int:
+        """Return what a rank receives of so many ranks' directions: sums on their way, where nothing is cut."""
+        return self.parts[rank] * writers if self.parts else self.update
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def plan_local(loads: Mapping[str, Load], world: int, interval: int, overhead: i
                 step[rank] += (world - 1) * (1 + max(load.columns)) * load.itemsize
                 refresh[rank] += sum(load.parcels) - load.parcels[rank]
             else:
-                step[rank] += load.update
+                step[rank] += load.whole(rank) + load.direction(rank, world - 1)
     flops = sum(
         load.refresh_flops / interval + load.apply_flops * (world if name in thin else 1)
         for name, load in loads.items()
@@ -181,13 +191,14 @@ def plan_dealt(
         for rank in range(world):
             own = owners[key] == rank
             if own or key not in apart:
+                step[rank] += load.whole(rank)
                 refresh[rank] += sum(load.parcels) - (load.parcels[rank] if load.parcels else 0)
                 held[rank] += load.held
                 flops[rank] += load.apply_flops
             if own:
                 flops[rank] += load.refresh_flops / interval
             elif key in apart:
-                step[rank] += load.update
+                step[rank] += load.direction(rank, 1)
             else:
                 refresh[rank] += load.solution
     return Plan(

@@ -33,6 +33,9 @@ class Ranks(Strategy):
         return value if agree(self.wire, good, facts) else None
 
     def update_bytes(self, specs: Sequence[Spec]) -> int:
+        return self.part_bytes(specs)
+
+    def part_bytes(self, specs: Sequence[Spec]) -> int:
         return parcel_bytes([(shape, self.wire.sent_as(dtype)) for shape, dtype in specs])
 
     def census(self, numbers: Sequence[int]) -> list[list[int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
+import torch
+
 from ..blocks import Block
 from ..curvature import Curvature, Draft, draft, from_message, hold, message_size, read_heads, solve, to_message
 from ..solve import FactorisationError
@@ -35,7 +37,8 @@ def refresh_shared(
         old = held.get(name)
         drafts[name] = draft(blocks[name], parts, sharing.choices[name], pool, options, step, old)
         if strategy.solves(name):
-            solution, like = None, blocks[name].parameters[0].new_empty((), dtype=blocks[name].compute_dtype)
+            solution = None
+            like = torch.empty((), dtype=blocks[name].compute_dtype, device=strategy.device)
             with suppress(FactorisationError):
                 solution = solve(drafts[name], options, step, old)
             messages[name] = to_message(drafts[name], solution, like)

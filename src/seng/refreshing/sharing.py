@@ -235,9 +235,12 @@ class Sharing:
         loads = {}
         for name, block in self._layout.blocks.items():
             update = strategy.update_bytes([(tuple(p.shape), p.dtype) for p in block.parameters])
-            loads[name] = Load(update=update)
+            parts = _part_bytes(block, strategy)
+            loads[name] = Load(update=update, parts=parts)
             if name in choices and strategy.world > 1:
-                loads[name] = self._load(block, census.of(name), choices[name], columns.get(name, 0), strategy, update)
+                loads[name] = self._load(
+                    block, census.of(name), choices[name], columns.get(name, 0), strategy, loads[name]
+                )
         return loads
 
     def _load(
@@ -247,25 +250,25 @@ class Sharing:
         choice: Choice,
         merged: int,
         strategy: Strategy,
-        update: int,
+        travelling: Load,
     ) -> Load:
         form = self._form(block, frames, choice, strategy)
-        travelling = [rounded(framed(block, own, form, choice), strategy.wire_dtype) for own in frames]
+        sent = [rounded(framed(block, own, form, choice), strategy.wire_dtype) for own in frames]
         counts = tuple(max((frame.n for frame in own.values()), default=0) for own in frames)
         n, dtype = sum(counts), block.compute_dtype
         if choice.estimator == "rows" and not any(_is_lookup(own) for own in frames):
             n = min(n, sum(p.numel() for p in block.parameters))
         message = HEAD + n + vector_size(choice.solver, n + merged)
-        return Load(
+        return replace(
+            travelling,
             refresh_flops=choice.refresh_flops,
             apply_flops=choice.apply_flops,
             held=choice.nbytes,
-            update=update,
-            parcels=tuple(parcel_bytes(specs_of(block, own)) for own in travelling),
+            parcels=tuple(parcel_bytes(specs_of(block, own)) for own in sent),
             columns=counts,
             itemsize=dtype.itemsize,
             solution=parcel_bytes([((message,), dtype)]),
-            thin=form == LOW_RANK and not strategy.pooled,
+            thin=form == LOW_RANK and not strategy.pooled and not block.cuts,
             repeatable=strategy.device.type == "cpu" or not any(_is_lookup(own) for own in frames),
         )
 
@@ -318,6 +321,13 @@ def _kinds(block: Block) -> list[int]:
     """Return the first member of each kind: those that join with an earlier one need no place of their own."""
     kinds = [(slots, watched.function) for watched, slots in block.members]
     return [k for k, kind in enumerate(kinds) if kinds.index(kind) == k]
+
+
+def _part_bytes(block: Block, strategy: Strategy) -> tuple[int, ...]:
+    """Return the bytes of each rank's parts of a gradient that is cut among the ranks."""
+    pairs = list(zip(block.cuts, block.parameters, strict=True)) if block.cuts else []
+    each = [[(cut.shape_of(rank), p.dtype) for cut, p in pairs] for rank in range(strategy.world)]
+    return tuple(strategy.part_bytes(specs) for specs in each) if pairs else ()
 
 
 def _joined(frames: list[dict[int, Frame]], pooled: bool) -> dict[int, Frame]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..blocks import Layout
 from ..distributed import Strategy
 from ..factors import Factor
-from ..gradients import write_back
+from ..gradients import targets, write_back
 from ..types import Grads
 
 Carriers = tuple[Factor | None, ...]  # by rank: U as far as U z needs it; None where a rank has no samples
@@ -68,4 +68,4 @@ class ThinCorrections:
         for part, carrier in zip(parts, self.carriers[name], strict=True):
             if carrier is not None:
                 carrier.add_rmv_(grads, part[1 : 1 + carrier.n].contiguous())
-        write_back(self._layout.blocks[name], grads)
+        write_back(targets(self._layout.blocks[name]), grads)

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..blocks import Block, lay_out, unwrap
+from ..blocks import Block, lay_out
 from ..capture import Capture
 from ..config import Options
 from ..curvature import as_captured, block_io
 from ..preconditioner import Preconditioner
 from ..schedules import value_at
 from ..types import LayerIO
+from ..wrappers import unwrap
 from .oracle import copy_gradients, dense_direction
 
 EXACT = 1e-9  # float64 rounding times the condition of the damped Fisher, which the tests keep under about 1e6
