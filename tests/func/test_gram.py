@@ -53,6 +53,14 @@ def test_gram_matches_dense_rows_in_any_tiles(per_tile: int) -> None:
     assert torch.equal(k, k.mT)
 
 
+@pytest.mark.parametrize("strip", [1, 2, 5])
+def test_gram_is_the_same_in_any_strips(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gram(rows_with(2**30), torch.float64)
+    monkeypatch.setattr(module, "STRIP", strip)
+    assert whole is not None
+    torch.testing.assert_close(gram(rows_with(2**30), torch.float64), whole, rtol=EXACT, atol=EXACT)
+
+
 def test_held_rows_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     write = Rows._write

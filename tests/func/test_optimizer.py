@@ -12,10 +12,17 @@ from torch import Tensor, nn
 
 from seng.errors import BatchError, OptionError, StateError
 from seng.func import NaturalGradient, StepResult, laplacian, natural_gradient
+from seng.func.config import Settings
+from seng.func.direction import Directions
+from seng.func.optimizer import BENT
+from seng.func.problem import Path, problem_of
+from seng.func.rows import Rows
+from seng.func.trees import params_of
 
-from .reference import DTYPE, draw, flat, network
+from .reference import DTYPE, dense, draw, flat, network
 
 SAME = 1e-12  # the same operations, summed alike
+SHORT = 0.01  # of a full step: terms of fourth order are then small beside those of third
 
 
 def curve(w: Tensor, x: Tensor) -> Tensor:
@@ -73,20 +80,112 @@ def test_results_say_what_happened() -> None:
         assert result.gain_ratio == pytest.approx((result.loss - result.loss_after) / promised, rel=SAME)
 
 
-def test_step_follows_the_pure_function() -> None:
-    w, optimizer, (result,) = run(1, damping=0.2)
+def test_straight_step_follows_the_pure_function() -> None:
+    w, optimizer, (result,) = run(1, damping=0.2, acceleration=False, line_search="grid")
     d, info = natural_gradient(curve, START, X, damping=0.2)
     torch.testing.assert_close(w, START - result.length * d, rtol=SAME, atol=SAME)
     assert result.info == info
     assert optimizer.params is w
 
 
-def test_momentum_keeps_the_last_direction() -> None:
-    w, _, _ = run(2, momentum=0.6, line_search="none", damping_rule="constant")
+def test_momentum_keeps_the_last_step() -> None:
+    w, _, _ = run(2, momentum=0.6, lr=0.5, damping_rule="constant", acceleration=False)
     first, _ = natural_gradient(curve, START, X)
-    after = START - first
-    second, _ = natural_gradient(curve, after, X, momentum=0.6, previous=first)
-    torch.testing.assert_close(w, after - second, rtol=SAME, atol=SAME)
+    after = START - 0.5 * first
+    second, _ = natural_gradient(curve, after, X, momentum=0.6, previous=0.5 * first)
+    torch.testing.assert_close(w, after - 0.5 * second, rtol=SAME, atol=SAME)
+
+
+def bilinear(w: Tensor, x: Tensor) -> Tensor:
+    return w[0] * w[1] * x + w[0].square() * x.square() - 2 * x - w[1]
+
+
+@pytest.mark.parametrize("solver", ["exact", "gaussian"])
+def test_path_bends_by_the_second_derivative_of_the_residuals(solver: str) -> None:
+    """Residuals of second order, for which the difference is exact."""
+    w = START.clone()
+    problem = problem_of(bilinear, params_of(w, "test"), X, Settings(solver=solver, rank=9), 0, "test")
+    directions = Directions(problem, problem.losses((w,)))
+    d, info = directions.at(0.3, None)
+    b = directions.bend(d)
+    second = 2 * (d[0] * d[1] * X + d[0].square() * X.square()) / len(X) ** 0.5
+    reference = dense({"r": lambda x: bilinear(leaf, x)}, {"r": X}, [leaf := w.clone().requires_grad_()])
+    if solver == "exact":
+        expected = torch.linalg.solve(
+            reference.j.mT @ reference.j + info.damping * torch.eye(2, dtype=DTYPE), reference.j.mT @ second / 2
+        )
+        torch.testing.assert_close(b, expected, rtol=1e-8, atol=1e-8)
+    else:  # the sketched system for another right side
+        assert float((problem.residuals((w - 0.1 * d,)) - reference.r).norm()) > 0
+        c = directions._damped(0.3).solve(second)
+        torch.testing.assert_close(b, reference.j.mT @ c / 2, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("length", [1.0, 0.5])
+def test_bent_step_is_exact_to_third_order(length: float) -> None:
+    """Along the path the residuals follow the linear model but for terms of third order."""
+    off = []
+    for size in (length, length / 2):
+        problem = problem_of(bilinear, params_of(START, "test"), X[:2], Settings(), 0, "test")
+        directions = Directions(problem, problem.losses((START,)))
+        d, _ = directions.at(1e-12, None)
+        path = Path(SHORT * d, directions.bend(SHORT * d))
+        r = problem.residuals((START,))
+        there = problem.residuals(path.at(size, problem.params))
+        off.append(float((there - (1 - SHORT * size) * r).norm()))
+    assert off[1] < off[0] / 6  # 8 where there is nothing beyond third order
+
+
+def test_failed_damping_is_raised_within_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    write = Rows._write
+    monkeypatch.setattr(Rows, "_write", lambda self, *rest: made.append(1) or write(self, *rest))
+    w = torch.tensor([0.5], dtype=DTYPE)
+    optimizer = NaturalGradient(w, lambda w, x: torch.atan(5 * w) * x, damping=0.1, acceleration=False)
+    result = optimizer.step(X)
+    assert result.accepted
+    assert result.attempts > 1
+    assert result.damping == pytest.approx(0.1 * 4 ** (result.attempts - 1))
+    assert len(made) == 1  # rows are not made again
+    assert result.loss_after < result.loss
+
+
+def valley(w: Tensor, x: Tensor) -> Tensor:
+    """Rosenbrock's."""
+    return torch.stack([10 * (w[1] - w[0].square()), 1 - w[0]]) * x
+
+
+def test_path_that_bends_too_much_is_not_taken() -> None:
+    w, batch = torch.tensor([-1.2, 1.0], dtype=DTYPE), X[10:11]
+    problem = problem_of(valley, params_of(w, "test"), batch, Settings(), 0, "test")
+    directions = Directions(problem, problem.losses((w,)))
+    bent = []
+    result = NaturalGradient(w.clone(), valley, damping=1e-5).step(batch)
+    for attempt in range(result.attempts):
+        d, _ = directions.at(1e-5 * 4**attempt, None)
+        bent.append(2 * float(directions.bend(d).norm() / d.norm()))
+    assert bent[0] > BENT
+    assert bent[-1] <= BENT
+    assert result.accepted
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "gauss_newton"])
+def test_only_squared_residuals_bend_paths(fisher: str) -> None:
+    optimizer = NaturalGradient(START.clone(), lambda w, x: curve(w, x).square() + 1, fisher=fisher)
+    assert optimizer.acceleration == (fisher == "gauss_newton")
+    assert optimizer.step(X).accepted
+
+
+def test_acceleration_needs_fewer_steps() -> None:
+    """A curved valley, where straight steps must be short."""
+    counts = []
+    for acceleration in (True, False):
+        w = torch.tensor([-1.2, 1.0], dtype=DTYPE)
+        optimizer = NaturalGradient(w, valley, acceleration=acceleration, damping=1e-3)
+        while optimizer.steps < 200 and optimizer.step(X[10:11]).loss > 1e-20:
+            pass
+        counts.append(optimizer.steps)
+    assert counts[0] < counts[1] < 200
 
 
 def test_none_with_constant_damping_takes_every_finite_step() -> None:
@@ -114,9 +213,9 @@ def test_uphill_step_is_rejected_and_damping_rises(line_search: str) -> None:
     assert optimizer.counters["rejected"] == 1
 
 
-def test_rejected_steps_are_followed_by_good_ones() -> None:
-    w, optimizer, _ = run(80, line_search="none", lr=8.0)
-    assert optimizer.counters["rejected"] > 0
+def test_steps_that_are_too_long_are_followed_by_good_ones() -> None:
+    w, optimizer, results = run(80, line_search="none", lr=8.0)
+    assert max(result.attempts for result in results) > 1
     assert optimizer.counters["accepted"] > 0
     assert float(curve(w, X).square().mean()) < float(curve(START, X).square().mean())
 
@@ -241,6 +340,7 @@ def test_bad_state_is_refused_and_changes_nothing(spoil: Any, problem: str) -> N
     [
         ({"lr": 0.0}, "lr out of range: expected a number > 0"),
         ({"momentum": 1.0}, "momentum out of range: expected a number >= 0 and < 1"),
+        ({"acceleration": 1}, "acceleration out of range: expected True or False"),
         ({"damping": 0.0}, "damping out of range: expected a number > 0"),
         ({"damping": lambda step: -1.0, "damping_rule": "constant"}, "damping out of range"),
         ({"damping": lambda step: 0.1}, "damping has two masters"),

@@ -15,6 +15,7 @@ from seng.func.rows import COPIES, Rows
 from seng.func.solvers import Damping, Gaussian, Nystrom
 from seng.func.trees import params_of
 from seng.sketch import gaussian
+from seng.solve import FactorisationError
 
 from .reference import DTYPE, dense, draw, flat
 
@@ -57,6 +58,25 @@ def test_solver_knows_trace_and_damping(name: str, memory: int) -> None:
     made = SOLVERS[name](rows(memory), Damping(0.5, True), Settings(rank=4), torch.Generator())
     assert made.trace == pytest.approx(float(K.trace()), rel=EXACT)
     assert made.damping == pytest.approx(0.5 * float(K.trace()) / N, rel=EXACT)
+
+
+@each_solver
+@pytest.mark.parametrize("dampings", [(1e-6, DAMPING), (10.0, DAMPING), (1.0, 1e-3, DAMPING)])
+def test_damped_again_is_as_made_anew(name: str, dampings: tuple[float, ...]) -> None:
+    made = solver(name, damping=dampings[0], rank=6)
+    for damping in dampings[1:]:
+        made.damp(Damping(damping, False))
+    anew = solver(name, rank=6)
+    assert torch.equal(made.solve(R), anew.solve(R))
+    assert (made.trace, made.damping, made.rungs) == (anew.trace, anew.damping, anew.rungs)
+
+
+def test_exact_solver_recovers_from_a_damping_that_failed() -> None:
+    made = solver("exact")
+    with pytest.raises(FactorisationError, match="no jitter made it positive definite"):
+        made.damp(Damping(-100.0, False))
+    made.damp(Damping(DAMPING, False))
+    assert torch.equal(made.solve(R), solver("exact").solve(R))
 
 
 @each_solver

@@ -31,4 +31,17 @@ def levenberg_marquardt(damping: float, gain_ratio: float | None) -> float:
     return min(max(damping * factor, LEAST), MOST)
 
 
-DAMPING_RULES: dict[str, Rule] = {"constant": constant, "levenberg_marquardt": levenberg_marquardt}
+def nielsen(damping: float, gain_ratio: float | None) -> float:
+    """Follow the gain ratio smoothly: a third at 1 and above, the same at 1/2, twice at 0.
+
+    Source: Nielsen, "Damping parameter in Marquardt's method" (1999).
+    """
+    factor = FAILED if gain_ratio is None else max(DOWN, 1 - (2 * min(max(gain_ratio, 0.0), 1.0) - 1) ** 3)
+    return min(max(damping * factor, LEAST), MOST)
+
+
+DAMPING_RULES: dict[str, Rule] = {
+    "constant": constant,
+    "levenberg_marquardt": levenberg_marquardt,
+    "nielsen": nielsen,
+}

@@ -12,9 +12,11 @@ from torch import Tensor
 from ..errors import OptionError, SengError
 from ..solve import FactorisationError
 from .config import Settings, require_number
-from .problem import Linearisation, Problem, problem_of
+from .problem import Linearisation, Path, Problem, problem_of
 from .solvers import SOLVERS, Damping, Solver
 from .trees import params_of
+
+PROBE = 0.1  # step length of the difference for second derivatives; Source: Transtrum, Sethna (2012), section 4
 
 
 class SingularError(SengError):
@@ -105,47 +107,83 @@ def natural_gradient(
         start = momentum * _flat(previous, layout.restore(layout.values()), call)
     problem = problem_of(residual_fn, layout, batch, chosen, 0, call)
     losses = problem.losses(layout.values())
-    d, info = direction(problem, losses, damping, start)
+    d, info = Directions(problem, losses).at(damping, start)
     return layout.restore(layout.split(d)), info
 
 
-def direction(
-    problem: Problem, losses: Float[Tensor, " t"], damping: float, start: Float[Tensor, " p"] | None
-) -> tuple[Float[Tensor, " p"], Info]:
-    """Return the direction of a problem, flat, in the parameters' dtype.
+class Directions:
+    """Directions at the present parameters, for one damping after another: rows and K are made once.
 
     Args:
         problem: The loss and its parameters.
         losses: Its losses by term at the parameters.
-        damping: As in the settings.
-        start: s, or None for zero.
 
     Raises:
         BatchError: Outputs are not finite.
-        SingularError: K + lambda I could not be factorised.
     """
-    lin, settings = problem.linearise(), problem.settings
-    exact = settings.rank >= lin.rows.n
-    name = "exact" if exact else settings.solver
-    if damping == 0 and (name != "exact" or lin.rest is not None):
-        raise OptionError(
-            problem.call, "damping out of range", expected="a number > 0 with a sketch or a sampled Fisher",
-            got=damping, fix="Pass a damping > 0",
-        )  # fmt: skip
-    asked = Damping(damping, settings.damping_mode == "relative")
-    try:
-        solver = SOLVERS[name](lin.rows, asked, settings, problem.generator(name))
-    except FactorisationError as error:
-        raise SingularError(
-            problem.call, "the system has no solution", expected="K + lambda I positive definite", got=str(error),
-            fix="Raise damping",
-        ) from error  # fmt: skip
-    shift = _shift(lin, start, solver.damping)
-    rhs = lin.r if shift is None else lin.r - lin.rows.mv(shift).to(lin.r)
-    c = solver.solve(rhs)
-    d = lin.rows.rmv(c).to(problem.params.leaves[0].dtype)
-    d = d if shift is None else d + shift
-    return d, _info(problem, losses, lin, solver, rhs, c, d)
+
+    def __init__(self, problem: Problem, losses: Float[Tensor, " t"]):
+        self._problem, self._losses, self._lin = problem, losses, problem.linearise()
+        exact = problem.settings.rank >= self._lin.rows.n
+        self._name = "exact" if exact else problem.settings.solver
+        self._solver: Solver | None = None
+
+    def at(self, damping: float, start: Float[Tensor, " p"] | None) -> tuple[Float[Tensor, " p"], Info]:
+        """Return the direction for a damping, flat, in the parameters' dtype.
+
+        Args:
+            damping: As in the settings.
+            start: s, or None for zero.
+
+        Raises:
+            SingularError: K + lambda I could not be factorised.
+        """
+        problem, lin = self._problem, self._lin
+        solver = self._damped(damping)
+        shift = _shift(lin, start, solver.damping)
+        rhs = lin.r if shift is None else lin.r - lin.rows.mv(shift).to(lin.r)
+        c = solver.solve(rhs)
+        d = lin.rows.rmv(c).to(problem.params.leaves[0].dtype)
+        d = d if shift is None else d + shift
+        return d, _info(problem, self._losses, lin, solver, rhs, c, d)
+
+    def bend(self, d: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """Return b of the path parameters - t d - t^2 b, which follows the residuals' curvature along d.
+
+            b = J^T (K + lambda I)^-1 r'' / 2,   r'' the second derivative of the residuals along d, by differences.
+
+        To second order in t the residuals then move as the linear model says, as far as the damping lets them.
+
+        Cost: a forward pass and a solution.
+        Source: Transtrum, Sethna, "Improvements to the Levenberg-Marquardt algorithm" (2012), sections 2 and 4.
+        """
+        assert self._solver is not None
+        lin, params = self._lin, self._problem.params
+        there = self._problem.residuals(Path(d).at(PROBE, params))
+        second = 2 / PROBE * ((there - lin.r) / PROBE + lin.rows.mv(d).to(lin.r))
+        return lin.rows.rmv(self._solver.solve(second)).to(d) / 2
+
+    def _damped(self, damping: float) -> Solver:
+        """Return the solver with a damping."""
+        problem, lin = self._problem, self._lin
+        if damping == 0 and (self._name != "exact" or lin.rest is not None):
+            raise OptionError(
+                problem.call, "damping out of range", expected="a number > 0 with a sketch or a sampled Fisher",
+                got=damping, fix="Pass a damping > 0",
+            )  # fmt: skip
+        asked = Damping(damping, problem.settings.damping_mode == "relative")
+        try:
+            if self._solver is None:
+                generator = problem.generator(self._name)
+                self._solver = SOLVERS[self._name](lin.rows, asked, problem.settings, generator)
+            else:
+                self._solver.damp(asked)
+        except FactorisationError as error:
+            raise SingularError(
+                problem.call, "the system has no solution", expected="K + lambda I positive definite", got=str(error),
+                fix="Raise damping",
+            ) from error  # fmt: skip
+        return self._solver
 
 
 def _shift(lin: Linearisation, start: Tensor | None, damping: float) -> Tensor | None:

@@ -14,6 +14,7 @@ from ..solve import FactorisationError
 from ..solve.ladder import JITTERS
 from .rows import Rows
 
+STRIP = 192  # columns of K at a time: what is computed above the diagonal against the speed of a product
 BLOCK = 512  # columns factorised at a time: large enough for matrix products to dominate
 
 
@@ -31,10 +32,19 @@ def gram(rows: Rows, dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
         for j, (start, stop) in enumerate(bounds):
             if own.start + start < column:
                 continue
-            left = right.mT if own.start + start == column else rows.tile(j).to(dtype)
-            k[start:stop, column : column + right.shape[1]] = left @ right
+            if own.start + start == column:
+                _lower_square(right, k[start:stop, column : column + right.shape[1]])
+            else:
+                k[start:stop, column : column + right.shape[1]] = rows.tile(j).to(dtype) @ right
     whole = rows.ranks.collect(k, rows.lengths)
     return None if whole is None else mirror_(whole)
+
+
+def _lower_square(right: Float[Tensor, "p m"], out: Float[Tensor, "m m"]) -> None:
+    """Write the lower triangle of right^T right, in strips of columns: about half of the whole product."""
+    left = right.mT
+    for start in range(0, len(out), STRIP):
+        out[start:, start : start + STRIP] = left[start:] @ right[:, start : start + STRIP]
 
 
 def mirror_(k: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -66,7 +76,7 @@ class InPlaceFactor:
 
     def __init__(self, k: Float[Tensor, "n n"], damping: float):
         self.k, self.rungs = k, 0
-        diagonal = k.diagonal().clone()
+        self._diagonal = diagonal = k.diagonal().clone()
         mean = float(diagonal.mean())
         if not torch.isfinite(diagonal.sum()):
             raise FactorisationError("the Gram matrix is not finite")
@@ -79,6 +89,11 @@ class InPlaceFactor:
             mirror_(k.mT)  # the upper triangle still holds K
         k.diagonal().copy_(diagonal)
         raise FactorisationError("no jitter made the Gram matrix positive definite")
+
+    def restore(self) -> Float[Tensor, "n n"]:
+        """Return K, which takes the place of its factor again. Cost: n^2 copies."""
+        self.k.diagonal().copy_(self._diagonal)
+        return mirror_(self.k.mT).mT
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return (K + lambda I)^-1 r. Cost: 2 n^2, without a copy of the factor."""

@@ -11,14 +11,16 @@ from torch import Tensor
 
 from ..errors import OptionError, choose
 from ..schedules import Schedule, value_at
-from .config import Settings, require_number
+from .config import Settings, require, require_number
 from .damping import DAMPING_RULES
-from .direction import Info, SingularError, direction
+from .direction import Directions, Info, SingularError
 from .linesearch import LINE_SEARCHES
-from .problem import NotFiniteError, Problem, problem_of
+from .problem import NotFiniteError, Path, Problem, problem_of
 from .state import Held, read, write
 from .trees import params_of
 
+ATTEMPTS = 8  # dampings tried at a step: each is four times the last, so thousands of times the first
+BENT = 0.75  # most that 2 |b| may be of |d| along a path. Source: Transtrum, Sethna (2012), section 4
 EVENTS = ("accepted", "rejected", "skipped", "unsolved", "jittered")
 
 
@@ -32,7 +34,8 @@ class StepResult:
         reason: Why they did not; empty where they did.
         loss: Loss of the batch before.
         loss_after: Loss of the same batch after.
-        damping: Damping asked for, as in the options.
+        damping: Damping of the last direction, as in the options.
+        attempts: Dampings tried.
         length: Step length, 0 where the parameters did not move.
         gain_ratio: Fall of the loss over the fall the quadratic model promised, or None without a step.
         info: What is known about the direction, or None where there was none.
@@ -44,6 +47,7 @@ class StepResult:
     loss: float
     loss_after: float
     damping: float
+    attempts: int
     length: float
     gain_ratio: float | None
     info: Info | None
@@ -52,11 +56,13 @@ class StepResult:
 class NaturalGradient:
     """Natural gradient over all parameters, with momentum, step lengths and damping found on the way.
 
-        d = argmin |J d - r|^2 + lambda |d - momentum * d_before|^2,    parameters <- parameters - length * d.
+        d = argmin |J d - r|^2 + lambda |d - momentum * before|^2
+        parameters <- parameters - length * d - length^2 * b
 
-    A step whose losses are not finite, whose system cannot be solved, or along which no length lowers the loss, leaves
-    the parameters as they are and is counted; the latter two raise a damping that follows the gain ratio, and forget
-    the last direction.
+    with ``before`` what the last step took off, and b what the residuals' curvature along d asks for. Where no length
+    lowers the loss, or the path bends too much, a damping that follows the gain ratio is raised and the step tried
+    again without momentum: rows and K are made once. A step whose losses are not finite, whose system cannot be solved,
+    or that fails with every damping leaves the parameters as they are and is counted.
 
     Args:
         params: As in ``natural_gradient``. Accepted steps write into these tensors in place.
@@ -64,22 +70,24 @@ class NaturalGradient:
         lr: First step length that is tried, > 0; with line_search="none" the only one.
         damping: Number > 0, or a callable of the step; relative unless ``damping_mode="absolute"``.
         damping_rule: Name in ``seng.func.DAMPING_RULES``; a callable damping needs "constant".
-        momentum: Number >= 0 and < 1: how much of the last direction is kept where the rows say nothing.
+        momentum: Number >= 0 and < 1: how much of the last step is kept where the rows say nothing.
+        acceleration: Whether paths bend; only those of fisher="gauss_newton" do.
         line_search: Name in ``seng.func.LINE_SEARCHES``.
         **settings: See ``seng.func.Settings``.
 
     Attributes:
         params: What was given.
         damping: Damping of the next step.
+        acceleration: Whether paths bend.
         steps: Number of steps taken or tried.
         counters: Events by name: "accepted", "rejected", "skipped" (not finite), "unsolved", "jittered".
 
     Raises:
         OptionError: An argument is unknown or out of range.
 
-    Cost: a step takes a direction (see ``natural_gradient``), and 16 forward passes with the grid.
+    Cost: a step takes a direction (see ``natural_gradient``) and two forward passes; ten with the grid.
     Source: PAPER section 1; Goldshlager, Abrahamsen, Lin, "A Kaczmarz-inspired approach" (2024) for the momentum;
-    Moré (1978) for the damping.
+    Nielsen (1999) for the damping; Transtrum, Sethna (2012) for b.
 
     Example:
         >>> x = torch.linspace(0, 1, 5, dtype=torch.float64)
@@ -92,11 +100,13 @@ class NaturalGradient:
 
     def __init__(
         self, params: Any, residual_fn: Any, *, lr: float = 1.0, damping: Schedule[float] = 0.1,
-        damping_rule: str = "levenberg_marquardt", momentum: float = 0.9, line_search: str = "grid", **settings: Any,
+        damping_rule: str = "nielsen", momentum: float = 0.0, acceleration: bool = True, line_search: str = "none",
+        **settings: Any,
     ):  # fmt: skip
         call = "NaturalGradient()"
         require_number(call, "lr", lr, low=0.0, open_low=True)
         require_number(call, "momentum", momentum, low=0.0, below=1.0)
+        require(call, "acceleration", acceleration, isinstance(acceleration, bool), "True or False")
         self._rule = choose(DAMPING_RULES, damping_rule, call=call, option="damping_rule")
         self._search = choose(LINE_SEARCHES, line_search, call=call, option="line_search")
         if callable(damping) and damping_rule != "constant":
@@ -107,6 +117,7 @@ class NaturalGradient:
         require_number(call, "damping", value_at(damping, 0), low=0.0, open_low=True)
         self.params, self.residual_fn, self.lr, self.momentum = params, residual_fn, lr, momentum
         self.settings = Settings.build(call, settings)
+        self.acceleration = acceleration and self.settings.fisher == "gauss_newton"
         self._layout, self._given = params_of(params, call), damping
         self._always = damping_rule == "constant" and line_search == "none"
         self.steps, self.damping = 0, value_at(damping, 0)
@@ -129,20 +140,14 @@ class NaturalGradient:
         """
         problem = problem_of(self.residual_fn, self._layout, batch, self.settings, self.steps, "step()")
         losses = problem.losses(self._layout.values())
-        loss, damping = losses.sum().item(), self._damping_now()
-        start = None if self._previous is None or not self.momentum else self.momentum * self._previous
+        loss = losses.sum().item()
+        self._follow_schedule()
         try:
-            d, info = direction(problem, losses, damping, start)
+            return self._try(problem, Directions(problem, losses), loss)
         except NotFiniteError as error:
-            return self._stay("skipped", str(error), loss, damping, None)
+            return self._stay("skipped", str(error), loss)
         except SingularError as error:
-            return self._stay("unsolved", str(error), loss, damping, None)
-        self.counters["jittered"] += info.rungs > 0
-        length, after = self._length(problem, d, info)
-        if not length:
-            return self._stay("rejected", "no step length lowers the loss", loss, damping, info)
-        ratio = self._move(d, length, after, info)
-        return StepResult(self._count("accepted"), True, "", loss, after, damping, length, ratio, info)
+            return self._stay("unsolved", str(error), loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values: with the parameters, all that a run needs to go on bit for bit."""
@@ -160,35 +165,58 @@ class NaturalGradient:
         self.counters = held.counters
         self.settings = self.settings.with_(seed=held.seed)
 
-    def _damping_now(self) -> float:
+    def _follow_schedule(self) -> None:
         if callable(self._given):
             self.damping = self._given(self.steps)
             require_number("step()", "damping", self.damping, low=0.0, open_low=True)
-        return float(self.damping)
 
-    def _length(self, problem: Problem, d: Tensor, info: Info) -> tuple[float, float]:
+    def _try(self, problem: Problem, directions: Directions, loss: float) -> StepResult:
+        """Try one damping after another, until a step lowers the loss."""
+        jittered, attempt, info = False, 0, None
+        for attempt in range(1, ATTEMPTS + 1):
+            start = None if self._previous is None or not self.momentum else self.momentum * self._previous
+            d, info = directions.at(float(self.damping), start)
+            jittered |= info.rungs > 0
+            path = Path(d, directions.bend(d) if self.acceleration else None)
+            length, after = self._length(problem, path, info)
+            if length:
+                self.counters["jittered"] += jittered
+                return self._move(path, length, after, info, attempt)
+            raised = self._rule(self.damping, None)
+            if attempt == ATTEMPTS or raised == self.damping:
+                break
+            self.damping, self._previous = raised, None
+        self.counters["jittered"] += jittered
+        return self._stay("rejected", "no step length lowers the loss", loss, info, attempt)
+
+    def _length(self, problem: Problem, path: Path, info: Info) -> tuple[float, float]:
         """Return the step length, 0 where there is none, and the loss there."""
-        along = self._layout.split(d)
+        if path.bend is not None and not 2 * float(path.bend.norm()) <= BENT * info.direction_norm:
+            if not self._always:
+                return 0.0, info.loss
+            path = Path(path.d)
         length, after = self._search(
-            lambda lengths: problem.losses_along(along, lengths.to(d)), self.lr, info.loss, info.slope
+            lambda lengths: problem.losses_along(path, lengths.to(path.d)), self.lr, info.loss, info.slope
         )
         return (length, after) if after < info.loss or (self._always and length) else (0.0, info.loss)
 
-    def _move(self, d: Tensor, length: float, after: float, info: Info) -> float:
-        values = self._layout.values()
-        self._layout.write([p - length * q for p, q in zip(values, self._layout.split(d), strict=True)])
-        self._previous = d
-        promised = info.predicted(length)
+    def _move(self, path: Path, length: float, after: float, info: Info, attempts: int) -> StepResult:
+        damping, promised = self.damping, info.predicted(length)
+        self._layout.write(path.at(length, self._layout))
+        self._previous = path.step(length)
         ratio = (info.loss - after) / promised if promised else 0.0
         self.damping = self._rule(self.damping, ratio)
-        return ratio
+        return StepResult(
+            self._count("accepted"), True, "", info.loss, after, damping, attempts, length, ratio, info
+        )  # fmt: skip
 
-    def _stay(self, event: str, reason: str, loss: float, damping: float, info: Info | None) -> StepResult:
+    def _stay(self, event: str, reason: str, loss: float, info: Info | None = None, attempts: int = 1) -> StepResult:
+        damping = self.damping
         if not self.counters[event] and event != "rejected":
             warnings.warn(f"step {event}, parameters kept: {reason}", stacklevel=4)
         if event != "skipped":  # the batch says nothing about the damping where it is not finite
             self.damping, self._previous = self._rule(self.damping, None), None
-        return StepResult(self._count(event), False, reason, loss, loss, damping, 0.0, None, info)
+        return StepResult(self._count(event), False, reason, loss, loss, damping, attempts, 0.0, None, info)
 
     def _count(self, event: str) -> int:
         self.counters[event] += 1

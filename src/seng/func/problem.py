@@ -36,6 +36,28 @@ class Linearisation:
 
 
 @dataclass(frozen=True)
+class Path:
+    """Parameters as a function of a step length: parameters - length * d - length^2 * bend.
+
+    Args:
+        d: Direction, flat [p].
+        bend: Second order term, flat [p], or None.
+    """
+
+    d: Float[Tensor, " p"]
+    bend: Float[Tensor, " p"] | None = None
+
+    def step(self, length: float | Tensor) -> Float[Tensor, " p"]:
+        """Return what a length takes off the parameters."""
+        step = length * self.d
+        return step if self.bend is None else step + length**2 * self.bend
+
+    def at(self, length: float | Tensor, params: Params) -> Leaves:
+        """Return the parameters there."""
+        return tuple(p - q for p, q in zip(params.values(), params.split(self.step(length)), strict=True))
+
+
+@dataclass(frozen=True)
 class Problem:
     """A loss on one batch, as a function of the parameters.
 
@@ -67,16 +89,27 @@ class Problem:
         sums, counts = self._sums(leaves, self.most)
         return self.ranks.sum(sums) / self.ranks.sum(counts) * sums.new_tensor([term.weight for term in self.terms])
 
-    def losses_along(self, d: Leaves, lengths: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
-        """Return the loss at parameters - length * d for each length. Cost: k forward passes, vectorised."""
-        leaves = self.params.values()
+    def losses_along(self, path: Path, lengths: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """Return the loss at each length of a path. Cost: k forward passes, vectorised."""
 
         def at(length: Tensor) -> tuple[Tensor, Tensor]:
-            moved = tuple(p - length * q for p, q in zip(leaves, d, strict=True))
+            moved = path.at(length, self.params)
             return self._sums(moved, max(1, self.most // len(lengths)))
 
         sums, counts = vmap(at)(lengths)
         return self.ranks.sum(sums) / self.ranks.sum(counts) @ sums.new_tensor([term.weight for term in self.terms])
+
+    def residuals(self, leaves: Leaves) -> Float[Tensor, " n"]:
+        """Return r at other parameters, for a Fisher that knows coefficients. Cost: a forward pass."""
+        values = values_of([term.mapped(self.fisher.outputs) for term in self.terms], leaves, self.most)
+        counts = [len(value) for value in values]
+        totals = self.ranks.sum(leaves[0].new_tensor(counts, dtype=torch.float64)).tolist()
+        parts = [
+            (term.weight / total) ** 0.5 * self.fisher.coefficients(value)
+            for term, total, value in zip(self.terms, totals, values, strict=True)
+        ]
+        r = torch.cat(parts).to(self.settings.solve_dtype)
+        return self.ranks.join(r, self.ranks.lengths(len(r)))
 
     def linearise(self) -> Linearisation:
         """Return rows and gradient.

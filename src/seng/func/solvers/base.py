@@ -35,15 +35,16 @@ class Damping:
 
 
 class Solver(ABC):
-    """A solver made for one set of rows and one damping.
+    """A solver made for one set of rows, and for one damping after another.
 
     Laws every subclass obeys: ``solve`` gives (K + lambda I)^-1 r, or an approximation that is linear in r where no
     iterations refine it; ``trace`` and ``damping`` are exact; all ranks get the same coefficients. Where ``rank``
-    covers all rows the engine takes ``Exact`` in any case.
+    covers all rows the engine takes ``Exact`` in any case. After ``damp``, all is as if it had been made with that
+    damping.
 
     Args:
         rows: J.
-        damping: The damping asked for.
+        damping: The first damping asked for.
         settings: ``rank``, ``iterations``, ``tolerance`` and ``solve_dtype`` are read.
         generator: Source of the sketch, in the same state on all ranks.
 
@@ -62,6 +63,14 @@ class Solver(ABC):
 
     @abstractmethod
     def __init__(self, rows: Rows, damping: Damping, settings: Settings, generator: torch.Generator): ...
+
+    @abstractmethod
+    def damp(self, damping: Damping) -> None:
+        """Take another damping; K, or what is known of it, is not made again.
+
+        Raises:
+            FactorisationError: No jitter helps.
+        """
 
     @abstractmethod
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

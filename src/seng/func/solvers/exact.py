@@ -22,18 +22,27 @@ class Exact(Solver):
 
     def __init__(self, rows: Rows, damping: Damping, settings: Settings, generator: torch.Generator):
         k = gram(rows, settings.solve_dtype)
-        facts = rows.leaves[0].new_zeros(3, dtype=torch.float64)
-        self._factor, self._ranks = None, rows.ranks
-        if k is not None:
-            facts[0] = k.diagonal().sum()
-            try:
-                self._factor = InPlaceFactor(k, damping.at(float(facts[0]), rows.n))
-                facts[1] = self._factor.rungs
-            except FactorisationError:
-                facts[2] = 1
-        self.trace, rungs, failed = rows.ranks.first(facts).tolist()
-        self.damping, self.rungs = damping.at(self.trace, rows.n), int(rungs)
+        trace = rows.leaves[0].new_zeros((), dtype=torch.float64) if k is None else k.diagonal().sum().double()
+        self._k, self._factor, self._ranks, self._n = k, None, rows.ranks, rows.n
+        self.trace = float(rows.ranks.first(trace))
         require_rows(self.trace)
+        self.damp(damping)
+
+    def damp(self, damping: Damping) -> None:
+        """Cost: n^3 / 3 multiply-adds."""
+        self.damping = damping.at(self.trace, self._n)
+        facts = torch.zeros(2, dtype=torch.float64)
+        if self._k is not None:
+            if self._factor is not None:
+                self._k, self._factor = self._factor.restore(), None
+            facts = facts.to(self._k.device)
+            try:
+                self._factor = InPlaceFactor(self._k, self.damping)
+                facts[0] = self._factor.rungs
+            except FactorisationError:
+                facts[1] = 1
+        rungs, failed = self._ranks.first(facts).tolist()
+        self.rungs = int(rungs)
         if failed:
             raise FactorisationError("the Gram matrix is not finite, or no jitter made it positive definite")
 

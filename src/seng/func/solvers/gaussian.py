@@ -34,8 +34,13 @@ class Gaussian(Solver):
         self._sketch = drawn.to(rows.leaves[0].device, settings.solve_dtype)
         mixed, self.trace = sketched(rows, self._sketch)
         require_rows(self.trace)
-        self.damping = damping.at(self.trace, rows.n)
-        self._factor, self._ranks = InPlaceFactor(mixed @ mixed.mT, self.damping), rows.ranks
+        self._k, self._ranks, self._n = mixed @ mixed.mT, rows.ranks, rows.n
+        self.damp(damping)
+
+    def damp(self, damping: Damping) -> None:
+        """Cost: q^3 / 3 multiply-adds."""
+        self.damping = damping.at(self.trace, self._n)
+        self._factor = InPlaceFactor(self._k.clone(), self.damping)
         self.rungs = self._factor.rungs
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -40,9 +40,13 @@ class Nystrom(Solver):
         parts = [rows.tile(k).to(dtype) @ through.mT for k in range(len(rows.pieces))]
         product = rows.ranks.join(torch.cat(parts), rows.lengths)
         require_rows(self.trace)
-        self.damping = damping.at(self.trace, rows.n)
         self._vectors, self._values = _eigenpairs(omega, product)
         self.tail = self.trace - float(self._values.sum())
+        self.damp(damping)
+
+    def damp(self, damping: Damping) -> None:
+        """Cost: nothing; eigenvalues are shifted where they are used."""
+        self.damping = damping.at(self.trace, self._rows.n)
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         most, same = self._settings.iterations, self._rows.ranks.first
