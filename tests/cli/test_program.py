@@ -142,7 +142,8 @@ def test_completion_can_be_shown():
 def test_module_is_the_program():
     done = program("recipes", "--json")
     assert done.returncode == 0, done.stderr
-    assert [recipe["name"] for recipe in json.loads(done.stdout)] == list(RECIPES)
+    listed = json.loads(done.stdout)
+    assert [recipe["name"] for recipe in listed if recipe["command"] == "train"] == list(RECIPES)
 
 
 def test_module_shows_errors_without_a_traceback():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from seng import science
 from seng.recipes import RECIPES, build_recipe, summary
+from seng.science import PROBLEMS
 
 
 def test_recipes_lists_each_with_its_data(call, monkeypatch, tmp_path: Path):
@@ -23,7 +25,7 @@ def test_recipes_lists_all_for_scripts(call, monkeypatch, tmp_path: Path):
     monkeypatch.setenv("SENG_DATA", str(tmp_path))
     code, printed = call("recipes", "--json")
     assert code == 0
-    listed = json.loads(printed)
+    listed = [recipe for recipe in json.loads(printed) if recipe["command"] == "train"]
     assert [recipe["name"] for recipe in listed] == list(RECIPES)
     assert listed[0]["data"] == {"name": "digits", "status": "comes with scikit-learn"}
     for recipe in listed:
@@ -34,6 +36,15 @@ def test_recipes_lists_all_for_scripts(call, monkeypatch, tmp_path: Path):
         config = build_recipe(recipe["name"])
         assert (recipe["model"], recipe["epochs"]) == (config.model.name, config.epochs)
         assert recipe["batch_size"] == config.batch_size
+
+
+def test_recipes_lists_scientific_problems(call):
+    listed = [recipe for recipe in json.loads(call("recipes", "--json")[1]) if recipe["command"] == "science"]
+    assert [problem["name"] for problem in listed] == list(PROBLEMS)
+    assert listed[0]["model"] == "tanh network 2-48-48-1"
+    assert listed[0]["methods"] == ["natural", "adam", "soap", "lbfgs"]
+    printed = call("recipes")[1]
+    assert all(f"{name}  (seng science)" in printed and science.summary(name) in printed for name in PROBLEMS)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -16,13 +16,14 @@ EXAMPLES = ("seng recipes", "seng recipes --json")
 
 
 def recipes_command(as_json: AsJson = False) -> None:
-    """List what can be trained.
+    """List what can be trained, and what can be solved.
 
-    Each recipe with its data and whether they are here, its network, epochs, batch and optimizers.
+    Each recipe with its data and whether they are here, its network, epochs, batch and optimizers; then each scientific
+    problem with its network.
     """
-    described = [describe(name) for name in RECIPES]
+    described, problems = [describe(name) for name in RECIPES], _problems()
     if as_json:
-        print(json.dumps(described, indent=2))
+        print(json.dumps([*described, *problems], indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
     for recipe in described:
@@ -30,6 +31,10 @@ def recipes_command(as_json: AsJson = False) -> None:
         console.print(f"    {recipe['summary']}", markup=False)
         facts = f"{recipe['epochs']} epochs of batches of {recipe['batch_size']}; {', '.join(recipe['optimizers'])}"
         console.print(f"    {recipe['model']}, {facts}", markup=False)
+    for problem in problems:
+        console.print(f"[bold]{problem['name']}[/bold]  (seng science)")
+        console.print(f"    {problem['summary']}", markup=False)
+        console.print(f"    {problem['model']}, {problem['seconds']:g} CPU seconds; {', '.join(problem['methods'])}")
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -39,6 +44,7 @@ def describe(name: str) -> dict[str, Any]:
     config = build_recipe(name)
     return {
         "name": name,
+        "command": "train",
         "summary": summary(name),
         "data": {"name": config.data.name, "status": data_status(config.data)},
         "model": config.model.name,
@@ -46,6 +52,22 @@ def describe(name: str) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "optimizers": [optimizer for optimizer in get_args(OptimizerName) if _has(name, optimizer)],
     }
+
+
+def _problems() -> list[dict[str, Any]]:
+    from .. import science  # waits for torch, too
+
+    return [
+        {
+            "name": name,
+            "command": "science",
+            "summary": science.summary(name),
+            "model": "tanh network " + "-".join(map(str, problem.sizes)),
+            "seconds": problem.seconds,
+            "methods": list(science.METHODS),
+        }
+        for name, problem in ((name, make()) for name, make in science.PROBLEMS.items())
+    ]
 
 
 def _has(name: str, optimizer: str) -> bool:
