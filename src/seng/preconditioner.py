@@ -121,7 +121,8 @@ class Preconditioner:
         return self._refreshes.curvature
 
     @property
-    def _strategy(self) -> Strategy:
+    def strategy(self) -> Strategy:
+        """What ranks do together."""
         return self._sharing.strategy
 
     # -- the algorithm ------------------------------------------------------------------------------------------
@@ -143,17 +144,17 @@ class Preconditioner:
             CaptureError: A layer's input was overwritten in place before it could be used.
             RankError: Another rank raised an error, is gone, or has other options.
         """
-        self._strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
-        ready = self._strategy.together(partial(self._prepare, spoiled))
+        self.strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
+        ready = self.strategy.together(partial(self._prepare, spoiled))
         if ready is None:
             return self.skip(spoiled or "a gradient is not finite")
         if not self._reach.known:
-            self._reach.share(self._strategy)
+            self._reach.share(self.strategy)
         due = self._refresh_due()
         refresh = self._refreshes.begin(ready.members, ready.samples, self._step) if due else NoRefresh()
         if refresh.fresh:
             refresh.shared()
-        updates, done = self._strategy.updates(present(self._layout), cuts(self._layout)), set()
+        updates, done = self.strategy.updates(present(self._layout), cuts(self._layout)), set()
         for name, block in self._layout.blocks.items():
             if refresh.fresh:
                 refresh.block(name)
@@ -178,8 +179,8 @@ class Preconditioner:
         """Combine the ranks' directions, and scale what no curvature of any rank reaches."""
         holders = self._reach.holders()
         updates.finish(holders)
-        self._thin.finish(ready.grads, holders, self._strategy)
-        if self._strategy.world > 1:
+        self._thin.finish(ready.grads, holders, self.strategy)
+        if self.strategy.world > 1:
             done = {name for name, count in holders.items() if count}
         self._pass_through(done)
         self._reach.spent = self.options.serves_once(self._step)
@@ -254,7 +255,7 @@ class Preconditioner:
         z_one = z if self.options.power == 1.0 else coefficients(curvature.state, y, damping, 1.0)
         q = inverse_quadratic(square, y, z_one, damping).sqrt()
         if self.options.loss_reduction == "sum":
-            q = q * (self._strategy.world if self._strategy.pooled else 1) / curvature.samples
+            q = q * (self.strategy.world if self.strategy.pooled else 1) / curvature.samples
         return (trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
 
     def _pass_through(self, done: set[str]) -> None:
@@ -354,7 +355,7 @@ class Preconditioner:
     @property
     def plan(self) -> Plan:
         """Who does what among the ranks, and what travels; known from the first refresh on."""
-        return self._strategy.plan
+        return self.strategy.plan
 
     def stats(self) -> dict[str, LayerStats]:
         """Return the state of every block that has curvature, by name. Cost: eigenvalues where none are held."""
@@ -382,7 +383,7 @@ class Preconditioner:
     def close(self) -> None:
         """Remove the hooks, and give back what the ranks share; the model is as it was."""
         self._capture.close()
-        self._strategy.close()
+        self.strategy.close()
 
     # -- state --------------------------------------------------------------------------------------------------
 
@@ -412,7 +413,7 @@ class Preconditioner:
         self._step, self._last_refresh = held.step, held.last_refresh if fits else -1
         self._counters, self._uses = Counter(held.counters), {}
         self._refreshes.curvature = held.curvature if fits else {}
-        self._thin.carriers = held.carriers if fits and self._strategy.plan.thin else {}
-        self._reach.restore(self._curvature, self._strategy)
+        self._thin.carriers = held.carriers if fits and self.strategy.plan.thin else {}
+        self._reach.restore(self._curvature, self.strategy)
         self._capture.clear()
         self._capture.armed = self._refresh_due()

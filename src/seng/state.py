@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .blocks import Block
 from .curvature import Curvature
+from .distributed import Strategy
 from .errors import StateError
 from .factors import FACTOR_TYPES
-from .refreshing import Carriers, Place
+from .refreshing import Carriers, Move, Place, move
 from .sketch import SKETCH_TYPES
 from .solve import SOLVE_TYPES
 
@@ -86,6 +87,37 @@ def read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
     curvature = {name: _curvature(packed, blocks[name]) for name, packed in state["curvature"].items()}
     counts = dict(state["counters"])
     return Held(state["step"], state["last_refresh"], state["seed"], counts, curvature, *_ranks(state, blocks))
+
+
+def relocated(state: Mapping[str, Any], moved: Move | None, curvature: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved state as the state of this rank: with the curvature it is to hold, or to be made anew at once."""
+    place = moved.place if moved else Place("elsewhere")
+    last_refresh = state["last_refresh"] if moved else -1
+    return {**state, "last_refresh": last_refresh, "place": pack(place), "curvature": dict(curvature), "carriers": {}}
+
+
+def moved_state(states: Sequence[Mapping[str, Any]], offered: Sequence[Strategy]) -> dict[str, Any]:
+    """Return this rank's state of a run that was saved by others.
+
+    Args:
+        states: What every rank of that run has saved.
+        offered: The strategies this run may use.
+
+    Raises:
+        StateError: A state cannot be read.
+    """
+    state = states[offered[0].rank % len(states)]
+    held = [{name: _nbytes(packed) for name, packed in own["curvature"].items()} for own in states]
+    moved = move(unpack(state["place"], torch.device("cpu")), held, offered)
+    sources = moved.sources if moved else {}
+    return relocated(state, moved, {name: states[rank]["curvature"][name] for name, rank in sources.items()})
+
+
+def _nbytes(packed: Any) -> int:
+    if isinstance(packed, Tensor):
+        return packed.nbytes
+    items = packed.values() if isinstance(packed, Mapping) else packed if isinstance(packed, tuple | list) else ()
+    return sum(map(_nbytes, items))
 
 
 def refusal(problem: str, expected: object, got: object, layer: str | None = None) -> StateError:

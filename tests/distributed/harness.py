@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-MODULES = ("scenarios", "traffic", "states", "faults", "whole")
+MODULES = ("scenarios", "traffic", "states", "faults", "whole", "moves")
 LIMIT = 90  # seconds after which ranks are taken to wait for each other for ever
 START = 120  # seconds that starting may take on a busy machine
 HUNG = 124  # exit status of a rank that had to be ended
@@ -127,6 +127,7 @@ def _rank(job: Job, rank: int, stem: Path, port: int) -> None:
     from torch import distributed as dist
 
     torch.set_num_threads(1)
+    os.chdir(stem.parent)  # what earlier jobs have saved
     warnings.simplefilter("ignore")
     store = f"tcp://127.0.0.1:{port}"
     patience = timedelta(seconds=job.timeout)

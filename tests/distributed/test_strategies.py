@@ -73,7 +73,7 @@ def test_strategy_of_one_rank_is_the_run_without(name: str, options: dict[str, A
 
 def test_one_process_uses_none_by_itself() -> None:
     assert not several_ranks()
-    assert type(Preconditioner(network())._strategy) is Strategy
+    assert type(Preconditioner(network()).strategy) is Strategy
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -80,8 +80,8 @@ BYTES: dict[str, dict[str, Any]] = {
 
 
 def counted(pre: Preconditioner) -> int:
-    assert isinstance(pre._strategy, Ranks)
-    return sum(pre._strategy.wire.received.values())
+    assert isinstance(pre.strategy, Ranks)
+    return sum(pre.strategy.wire.received.values())
 
 
 def traffic(rank: int, world: int) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """From what layers captured to curvature on the ranks that hold it. One process is the case of one rank."""
 
 from .facts import Facts
+from .moving import Move, move
 from .reach import Reach
 from .refresh import NoRefresh, Refresh, Refreshes
 from .sharing import Members, Place, Sharing
@@ -10,6 +11,7 @@ __all__ = [
     "Carriers",
     "Facts",
     "Members",
+    "Move",
     "NoRefresh",
     "Place",
     "Reach",
@@ -17,4 +19,5 @@ __all__ = [
     "Refreshes",
     "Sharing",
     "ThinCorrections",
+    "move",
 ]

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ..optimizer import SENG
+from ..state import moved_state
 from .errors import CheckpointError, DamagedError
 from .files import write_atomically
 from .session import Session
@@ -87,7 +89,8 @@ def write_checkpoint(folder: Path, session: Session, position: Position) -> None
 def restore_newest(folder: Path, session: Session) -> Position | None:
     """Bring a session to its newest checkpoint that can be read, warning of those passed over. A collective call.
 
-    A process that the saved run did not have takes the first one's state.
+    Other numbers of processes than saved it may take it up: SENG's curvature then goes where it belongs, and what is
+    another process's in all else, random numbers say, is taken from the saved ones in turn.
 
     Returns:
         The position, or None where there is no checkpoint.
@@ -97,9 +100,8 @@ def restore_newest(folder: Path, session: Session) -> Position | None:
     """
     passed: DamagedError | None = None
     for path in checkpoints(folder):
-        own = checkpoint_path(folder, _step(path), session.ranks.rank)
         try:
-            state, damage = _read(own if own.exists() else path), None
+            state, damage = _own_state(path, session), None
         except DamagedError as error:
             state, damage = {}, error
         if session.ranks.agree(damage is None):
@@ -110,6 +112,28 @@ def restore_newest(folder: Path, session: Session) -> Position | None:
     if passed is not None:
         raise passed
     return None
+
+
+def _own_state(path: Path, session: Session) -> dict[str, Any]:
+    """Return what this process is to take up of a checkpoint, whose first file is given.
+
+    Raises:
+        DamagedError: A process's file is missing or cannot be read.
+    """
+    first, ranks, step = _read(path), session.ranks, _step(path)
+    found = len(list(path.parent.glob(f"step-{step:08d}.rank*.pt")))
+    paths = [path, *(checkpoint_path(path.parent, step, rank) for rank in range(1, first.get("processes", 1 + found)))]
+    if missing := [other.name for other in paths if not other.exists()]:
+        raise _damaged(path, f"{', '.join(missing)} beside it is missing")
+    if len(paths) == ranks.world:
+        return first if ranks.first else _read(paths[ranks.rank])
+    states = [first, *map(_read, paths[1:])]
+    state = states[ranks.rank % len(states)]
+    if not isinstance(session.optimizer, SENG):
+        return state
+    offered = session.optimizer.preconditioner.strategy.candidates()
+    preconditioner = moved_state([other["optimizer"]["preconditioner"] for other in states], offered)
+    return {**state, "optimizer": {**state["optimizer"], "preconditioner": preconditioner}}
 
 
 def save_checkpoint(path: Path, session: Session, position: Position) -> None:
@@ -127,6 +151,7 @@ def state_of(session: Session, position: Position) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
+        "processes": session.ranks.world,
         "config": to_dict(session.config),
         "model": session.model.state_dict(),
         "optimizer": session.optimizer.state_dict(),

@@ -1,0 +1,268 @@
+"""Model, base optimizer and curvature through torch.distributed.checkpoint: each rank writes what it alone holds.
+
+A checkpoint is a folder. It can be loaded by any number of ranks, by a model that ``fully_shard`` has cut or by whole
+ones: parameters and momentum are cut anew, and curvature goes where ``refreshing.move`` says. Plain values travel as
+JSON in tensors of bytes, so that nothing of ours has to be unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+from torch.optim import Optimizer
+
+from .distributed import several_ranks
+from .errors import StateError
+from .optimizer import SENG
+from .preconditioner import Preconditioner
+from .refreshing import move
+from .state import relocated, unpack
+from .wrappers import sharded, unwrap
+
+TENSOR = "$tensor"  # in plain values: the key under which a tensor is kept
+AXES = "$axes"  # beside it: its axes in their order in memory, without which products would round in other ways
+BLOCKS = ("curvature", "carriers")  # parts of a preconditioner's state that are kept block by block
+FORMS = {"fused", "foreach", "capturable", "differentiable"}  # how a base computes, which is each run's own affair
+# ranks read different tensors; before torch had the option it could be asked to do so, with a warning
+_APART: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(load_tensors).parameters else {}
+
+
+def save(
+    folder: str | Path, model: nn.Module, optimizer: SENG | Preconditioner, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write a checkpoint that any number of ranks can load. A collective call.
+
+    Args:
+        folder: Where to, the same on all ranks; on a file system that all of them see.
+        model: The model, wrapped or not.
+        optimizer: SENG, or a Preconditioner, whose base is then not saved.
+        extra: Plain values of the first rank: numbers, texts, lists and dictionaries.
+
+    Cost: each rank writes the curvature it holds, its part of what is cut, and a share of what all hold alike.
+    """
+    preconditioner, bases = _parts_of(optimizer)
+    rank, tensors = preconditioner.strategy.rank, _model_tensors(model)
+    names = _names(model)
+    plain: dict[str, Any] = {"extra": dict(extra or {}), "bases": []}
+    for k, base in enumerate(bases):
+        plain["bases"].append(_flatten(_named(base, names), f"base{k}", tensors))
+    state = preconditioner.state_dict()
+    for part in BLOCKS:
+        for block, packed in state.pop(part).items():
+            key = f"rank{rank}/{part}/{block}::"
+            tensors[f"{key}plain"] = _to_bytes(_flatten(packed, key, tensors))
+    tensors[f"rank{rank}/plain"] = _to_bytes(plain | {"preconditioner": _flatten(state, f"rank{rank}", tensors)})
+    save_tensors(tensors, checkpoint_id=str(folder))
+
+
+def load(folder: str | Path, model: nn.Module, optimizer: SENG | Preconditioner) -> dict[str, Any]:
+    """Bring model and optimizer to what ``save`` wrote, on any number of ranks. A collective call.
+
+    Where curvature does not fit the strategy it is made anew at the next step.
+
+    Args:
+        folder: The checkpoint.
+        model: Built as the saved one was.
+        optimizer: Of the same kind and with the same groups.
+
+    Returns:
+        ``extra`` as it was saved.
+
+    Raises:
+        StateError: A file is missing or there is none, or the checkpoint is of another model or optimizer; nothing has
+            changed where a file is missing.
+    """
+    preconditioner, bases = _parts_of(optimizer)
+    kept = Kept(Path(folder))
+    strategy = preconditioner.strategy
+    source = strategy.rank % kept.world
+    plain = kept.plain(f"rank{source}/plain")
+    if len(plain["bases"]) != len(bases):
+        raise _refusal("other base optimizers", f"{len(bases)} of them", len(plain["bases"]))
+    state = kept.filled(plain["preconditioner"])
+    moved = move(unpack(state["place"], torch.device("cpu")), kept.held(), strategy.candidates())
+    sources = moved.sources if moved else {}
+    thin = dict.fromkeys(moved.place.thin, strategy.rank) if moved else {}
+    parts = [kept.blocks(part, wanted) for part, wanted in zip(BLOCKS, (sources, thin), strict=True)]
+    state = relocated(state, moved, parts[0]) | {"carriers": parts[1]}
+    parameters = {name: p for p, name in _names(model).items()}
+    states = [_as_state_dict(base, kept, own, parameters) for base, own in zip(bases, plain["bases"], strict=True)]
+    preconditioner.load_state_dict(state)
+    for base, own in zip(bases, states, strict=True):
+        base.load_state_dict(own)
+    kept.read(_model_tensors(model))
+    return plain["extra"]
+
+
+class Kept:
+    """A checkpoint's folder.
+
+    Raises:
+        StateError: It is no checkpoint, or files are missing.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        try:
+            self._metadata: Metadata = FileSystemReader(folder).read_metadata()
+        except (OSError, EOFError, ValueError) as error:
+            raise _refusal(f"no checkpoint in {folder}", "a folder that was written whole", str(error)) from error
+        entries = self._metadata.storage_data or {}
+        files = {entry.relative_path for entry in entries.values()}
+        if missing := sorted(name for name in files if not (folder / name).exists()):
+            raise _refusal(f"a part of {folder} is missing", f"{len(files)} files", f"all but {', '.join(missing)}")
+        ranks = [key for key in self._metadata.state_dict_metadata if re.fullmatch(r"rank\d+/plain", key)]
+        if not ranks:
+            raise _refusal(f"{folder} is not of this library", "a checkpoint of seng", sorted(files))
+        self.world = len(ranks)
+
+    def held(self) -> list[dict[str, int]]:
+        """Return the bytes of each block's curvature, by saved rank."""
+        found: list[dict[str, int]] = [{} for _ in range(self.world)]
+        for key, entry in self._metadata.state_dict_metadata.items():
+            place = re.fullmatch(r"rank(\d+)/curvature/(.*)::.*", key)
+            if place and isinstance(entry, TensorStorageMetadata):
+                own, nbytes = found[int(place[1])], entry.size.numel() * entry.properties.dtype.itemsize
+                own[place[2]] = own.get(place[2], 0) + nbytes
+        return found
+
+    def read(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Fill tensors with what is kept under their keys."""
+        if unknown := sorted(tensors.keys() - self._metadata.state_dict_metadata.keys()):
+            raise _refusal(f"{self._folder} has other tensors", unknown[0], f"none of {len(unknown)} like it")
+        load_tensors(tensors, checkpoint_id=str(self._folder), **_APART)
+        return tensors
+
+    def empty(self, key: str, like: Tensor | None = None, axes: list[int] | None = None) -> Tensor:
+        """Return room for a tensor, cut among the ranks as a parameter of its shape is, or with its axes in order."""
+        entry = self._metadata.state_dict_metadata[key]
+        assert isinstance(entry, TensorStorageMetadata)
+        if like is not None and sharded(like) and like.shape == entry.size:
+            return torch.zeros_like(like, dtype=entry.properties.dtype)
+        order = axes or list(range(len(entry.size)))
+        room = torch.empty([entry.size[axis] for axis in order], dtype=entry.properties.dtype)
+        return room.permute([order.index(axis) for axis in range(len(order))])
+
+    def blocks(self, part: str, sources: Mapping[str, int]) -> dict[str, Any]:
+        """Return a part of the state of each block, as a saved rank has it."""
+        keys = {block: f"rank{rank}/{part}/{block}::plain" for block, rank in sources.items()}
+        plains = self.plains(keys.values())
+        return self.filled({block: plains[key] for block, key in keys.items()})
+
+    def plain(self, key: str) -> dict[str, Any]:
+        """Return plain values."""
+        return self.plains([key])[key]
+
+    def plains(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Return the plain values of several keys."""
+        found = self.read({key: self.empty(key) for key in keys})
+        return {key: json.loads(bytes(x.tolist()).decode()) for key, x in found.items()}
+
+    def filled(self, plain: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
+        """Return plain values with their tensors.
+
+        Args:
+            plain: The values; below each name of ``parameters`` what belongs to it.
+            parameters: By name, how its tensors are cut.
+        """
+        wanted = _tensor_keys(plain, None, parameters or {})
+        found = self.read({key: self.empty(key, *how) for key, how in wanted.items()})
+        return _fill(plain, found)
+
+
+def _parts_of(optimizer: SENG | Preconditioner) -> tuple[Preconditioner, list[Optimizer]]:
+    whole = isinstance(optimizer, SENG)
+    preconditioner, bases = (optimizer.preconditioner, optimizer.bases) if whole else (optimizer, [])
+    if several_ranks() and preconditioner.strategy.world == 1:
+        raise _refusal("ranks that keep to themselves", "a strategy of several ranks", "distributed='none'")
+    return preconditioner, bases
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    state = unwrap(model, "checkpoint").state_dict()
+    return {f"model/{_clean(key)}": x.detach() for key, x in state.items() if isinstance(x, Tensor)}
+
+
+def _names(model: nn.Module) -> dict[Tensor, str]:
+    return {p: _clean(name) for name, p in unwrap(model, "checkpoint").named_parameters()}
+
+
+def _clean(name: str) -> str:
+    return name.replace("_orig_mod.", "")  # of compiled submodules
+
+
+def _named(base: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Any]:
+    """Return a base's state with names in place of parameters."""
+    groups, state = [], {}
+    for g, group in enumerate(base.param_groups):
+        own = [names.get(p, f"group {g}, parameter {k}") for k, p in enumerate(group["params"])]
+        groups.append({**group, "params": own})
+        state |= {name: base.state[p] for name, p in zip(own, group["params"], strict=True) if p in base.state}
+    return {"groups": groups, "state": state}
+
+
+def _as_state_dict(base: Optimizer, kept: Kept, saved: Any, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return a saved base as ``torch.optim`` writes one: by position, not name."""
+    own = _named(base, {p: name for name, p in parameters.items()})["groups"]
+    wanted, got = ([group["params"] for group in groups] for groups in (own, saved["groups"]))
+    if wanted != got:
+        raise _refusal("the base has other groups of parameters", str(wanted)[:200], str(got)[:200])
+    place = {name: k for k, name in enumerate(name for group in wanted for name in group)}
+    filled = kept.filled(saved, parameters)
+    groups = [
+        {**group, **{key: mine[key] for key in FORMS & mine.keys()}, "params": [place[name] for name in mine["params"]]}
+        for mine, group in zip(own, filled["groups"], strict=True)
+    ]
+    return {"state": {place[name]: held for name, held in filled["state"].items()}, "param_groups": groups}
+
+
+def _flatten(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    """Return plain values, tensors moved to ``tensors`` under keys of their place."""
+    if isinstance(value, Tensor):
+        tensors[key] = value.detach()
+        axes = sorted(range(value.dim()), key=lambda axis: -value.stride(axis))
+        in_order = not value.is_contiguous() and value.permute(axes).is_contiguous()
+        return {TENSOR: key, AXES: axes} if in_order else {TENSOR: key}
+    if isinstance(value, Mapping):
+        return {name: _flatten(item, f"{key}/{name}", tensors) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_flatten(item, f"{key}/{k}", tensors) for k, item in enumerate(value)]
+    return value
+
+
+def _tensor_keys(plain: Any, like: Tensor | None, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    """Return the keys of the tensors in plain values, each with the parameter it belongs to and its axes."""
+    if isinstance(plain, dict) and TENSOR in plain:
+        return {plain[TENSOR]: (like, plain.get(AXES))}
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, item in plain.items() if isinstance(plain, dict) else ():
+        found |= _tensor_keys(item, parameters.get(name, like), parameters)
+    for item in plain if isinstance(plain, list) else ():
+        found |= _tensor_keys(item, like, parameters)
+    return found
+
+
+def _fill(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(plain, dict):
+        return tensors[plain[TENSOR]] if TENSOR in plain else {k: _fill(v, tensors) for k, v in plain.items()}
+    return [_fill(item, tensors) for item in plain] if isinstance(plain, list) else plain
+
+
+def _to_bytes(plain: Any) -> Tensor:
+    return torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)
+
+
+def _refusal(problem: str, expected: str, got: object) -> StateError:
+    fix = "Load a checkpoint of this model and optimizer, with all its files"
+    return StateError("checkpoints.load()", problem, expected=expected, got=got, fix=fix)

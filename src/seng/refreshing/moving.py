@@ -1,0 +1,63 @@
+"""Where saved curvature goes when a run continues, on as many ranks as before or on others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..distributed import Strategy
+from ..distributed.plan import deal
+from .sharing import Place
+
+
+@dataclass(frozen=True)
+class Move:
+    """What this rank is to hold.
+
+    Args:
+        place: By whom it is held from now on.
+        sources: By block, the saved rank to take its curvature from.
+    """
+
+    place: Place
+    sources: dict[str, int]
+
+
+def move(saved: Place, held: Sequence[Mapping[str, int]], offered: Sequence[Strategy]) -> Move | None:
+    """Return what this rank takes of a saved run's curvature; None where none of it fits, so that it is made anew.
+
+    Curvature of all ranks' samples says nothing of how many there were: it goes from one process to pooled strategies
+    and back, and its blocks are dealt anew by their bytes. Of curvature of its own samples, rank m of M takes that of
+    saved rank m modulo their number.
+
+    Args:
+        saved: The place of any rank of the saved run.
+        held: By saved rank, the bytes of each block's curvature.
+        offered: The strategies this run may use; several where "auto" has not settled.
+    """
+    own = next((strategy for strategy in offered if strategy.name == saved.strategy), None)
+    own = own or (offered[0] if len(offered) == 1 else None)
+    if own is None:
+        return None
+    of_all = bool(saved.owners) or len(held) == 1
+    if own.pooled or (own.world == 1 and saved.owners):
+        return _of_all_samples(saved, held, own) if of_all else None
+    if saved.owners:
+        return None
+    source, same = own.rank % len(held), own.world == len(held)
+    place = Place(own.name, own.rank, own.world, thin=saved.thin if same else ())
+    return Move(place, dict.fromkeys(held[source], source))
+
+
+def _of_all_samples(saved: Place, held: Sequence[Mapping[str, int]], own: Strategy) -> Move:
+    holders = {block: rank for rank in reversed(range(len(held))) for block in held[rank]}
+    if not own.pooled:
+        return Move(Place(own.name, own.rank, own.world), holders)
+    settled = own.world == saved.world and saved.owners
+    owners = dict(saved.owners) if settled else deal({b: held[rank][b] for b, rank in holders.items()}, own.world)
+    # where all ranks held what another strategy keeps apart, or the reverse, owners alone serve until the next refresh
+    apart = saved.apart if own.name == saved.strategy else tuple(sorted(owners))
+    mine = {block: rank for block, rank in holders.items() if block not in apart or owners[block] == own.rank}
+    if settled:
+        mine = {block: own.rank if block in held[own.rank] else rank for block, rank in mine.items()}
+    return Move(Place(own.name, own.rank, own.world, tuple(owners.items()), apart), mine)
