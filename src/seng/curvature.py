@@ -37,6 +37,7 @@ class Curvature:
         step: Step of the refresh.
         damping: The damping in force at the refresh, 0-d.
         row_sums: K 1, or None where the columns of U are not the samples.
+        row_solution: The coefficients for y = K 1, where those of many blocks were found at once.
     """
 
     factor: Factor | None
@@ -46,6 +47,7 @@ class Curvature:
     step: int
     damping: Tensor
     row_sums: Tensor | None = None
+    row_solution: Tensor | None = None
 
     def nbytes(self) -> int:
         """Bytes held by U; the n x n state comes on top."""

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from .blocks import Block, lay_out, reweightable
 from .capture import Capture, Captured
 from .config import Options
-from .curvature import Curvature, as_captured, block_io, damping_at, member_io
+from .curvature import Curvature, as_captured, block_io, member_io
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
+from .direction import Projection, direction, mean_projection, project
 from .distributed import Batch, Plan, Strategy, Updates, strategy_for
 from .errors import OrderError
-from .factors import Factor, Kronecker
+from .factors import Kronecker
 from .gradients import (
     all_finite,
     block_gradients,
@@ -33,11 +34,8 @@ from .gradients import (
     whole_gradients,
     write_back,
 )
-from .linalg import inverse_quadratic
 from .planner import require_known
 from .refreshing import Facts, Members, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections
-from .sketch import generator_for
-from .solve import coefficients
 from .state import Held, read, write
 from .types import Grads, Product
 from .wrappers import unwrap
@@ -154,6 +152,7 @@ class Preconditioner:
         refresh = self._refreshes.begin(ready.members, ready.samples, self._step) if due else NoRefresh()
         if refresh.fresh:
             refresh.shared()
+            refresh.at_once()
         updates, done = self.strategy.updates(present(self._layout), cuts(self._layout)), set()
         for name, block in self._layout.blocks.items():
             if refresh.fresh:
@@ -196,8 +195,8 @@ class Preconditioner:
         if block.cuts:
             held, grads = whole_gradients(block, taken)
             ready.squares[name] = squared(grads)
-        y, own = self._projection(name, curvature, factor, grads, fresh)
-        z, multiplier = self._direction(name, curvature, ready.squares[name], y, own)
+        draw = (self.options.seed, self._step, name) if fresh else None
+        z, multiplier = self._direction(name, curvature, project(curvature, factor, grads, ready.squares[name], draw))
         if name in self._thin:
             self._thin.say(name, z, multiplier)
             return True
@@ -214,49 +213,21 @@ class Preconditioner:
         if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
-        y, square = curvature.row_sums * weight, curvature.row_sums.sum() * weight**2
-        z, multiplier = self._direction(block.name, curvature, square, y, own=True)
+        z, multiplier = self._direction(block.name, curvature, mean_projection(curvature.row_sums, weight))
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):
             parameter.grad = x.to(parameter.dtype)
         return True
 
-    def _direction(
-        self, name: str, curvature: Curvature, square: Tensor, y: Tensor, own: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _direction(self, name: str, curvature: Curvature, seen: Projection) -> tuple[Tensor, Tensor]:
         """Return z and the multiplier of the direction; a factor that will not serve again is let go."""
-        options, factor = self.options, curvature.factor
-        damping = damping_at(options, self._step, curvature.mean)
-        frozen = factor is not None and factor.frozen_damping
-        of_z = curvature.damping if frozen else damping
-        z = coefficients(curvature.state, y, of_z, options.power, options.tolerance)
-        multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
-        if options.trust is not None and not (own and options.trust >= 1):
-            multiplier = multiplier * self._trust(options.trust, curvature, square, y, z, damping)
-        self._uses[name] = Use(square, y, z, curvature.state)
-        if options.serves_once(self._step):
-            self._curvature[name] = replace(curvature, factor=None)
+        ranks = self.strategy.world if self.strategy.pooled else 1
+        z, multiplier = direction(curvature, seen, self.options, self._step, ranks)
+        self._uses[name] = Use(seen.square, seen.y, z, curvature.state)
+        if self.options.serves_once(self._step):
+            self._curvature[name] = replace(curvature, factor=None, row_solution=None)
         return z, multiplier
-
-    def _projection(
-        self, name: str, curvature: Curvature, factor: Factor, grads: Grads, fresh: bool
-    ) -> tuple[Tensor, bool]:
-        """Return U^T g, from K alone where g is the mean of the very samples in U; and whether that was seen."""
-        if fresh and curvature.row_sums is not None:
-            alpha = factor.mean_multiple(grads, generator_for(self.options.seed, self._step, name))
-            if alpha is not None:
-                return curvature.row_sums * (alpha / factor.n**0.5), bool(alpha <= 1)
-        return factor.mv(grads), False
-
-    def _trust(
-        self, trust: float, curvature: Curvature, square: Tensor, y: Tensor, z: Tensor, damping: Tensor
-    ) -> Tensor:
-        z_one = z if self.options.power == 1.0 else coefficients(curvature.state, y, damping, 1.0)
-        q = inverse_quadratic(square, y, z_one, damping).sqrt()
-        if self.options.loss_reduction == "sum":
-            q = q * (self.strategy.world if self.strategy.pooled else 1) / curvature.samples
-        return (trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
 
     def _pass_through(self, done: set[str]) -> None:
         """Scale what no curvature reaches, so that it moves at the pace of the rest."""

@@ -1,67 +1,71 @@
-"""A power of the damped Gram matrix times one vector, from products with the matrix alone.
+"""Powers of damped Gram matrices times vectors, from products with the matrices alone, for a batch of systems at once.
 
-n samples; K [n, n] the Gram matrix; y [n]; Q [k, n] an orthonormal basis of span(y, K y, ..., K^(k-1) y).
+b systems of n samples; K [b, n, n] their Gram matrices; y [b, n]; per system Q [k, n] is an orthonormal basis of
+span(y, K y, ..., K^(k-1) y).
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .powers import shrinkage
 
-FIRST, MORE = 12, 6  # steps before the first look at the error, and between looks: a look costs as much as 3 steps
+FIRST, MORE = 12, 6  # steps before the first look at the errors, and between looks: a look costs as much as 3 steps
 
 
 def krylov_coefficients(
-    gram: Float[Tensor, "n n"], y: Float[Tensor, " n"], damping: Float[Tensor, ""], power: float, tolerance: float
-) -> Float[Tensor, " n"] | None:
+    grams: Float[Tensor, "b n n"], y: Float[Tensor, "b n"], damping: Float[Tensor, " b"], power: float, tolerance: float
+) -> tuple[Float[Tensor, "b n"], Bool[Tensor, " b"]]:
     """Return z with damping^power (F + damping I)^-power g = g + U z for y = U^T g, by Lanczos' method.
 
     With K Q^T = Q^T T + residual, T tridiagonal, z ~ |y| Q^T shrinkage(T) e_1. Steps are added until the last
-    coordinate in the basis is below ``tolerance`` |z|. No step is orthogonalised anew: for functions of a matrix
-    rounding only delays convergence.
+    coordinate in the basis is below ``tolerance`` |z| for every system. No step is orthogonalised anew: for functions
+    of a matrix rounding only delays convergence.
 
     Args:
-        gram: K, symmetric.
+        grams: K, symmetric.
         y: U^T g.
-        damping: > 0, 0-d.
+        damping: > 0.
         power: In (0, 1].
         tolerance: Of the last coordinate, relative to z, > 0.
 
     Returns:
-        z, or None where n / 4 steps do not reach the tolerance: eigenvalues are cheaper then.
+        z; and for which systems n / 4 steps reach the tolerance: for the others eigenvalues are cheaper.
 
-    Cost: k n^2 multiply-adds, k about sqrt(e_max / damping) log(1 / tolerance) or less; against about 10 n^3 of
-    eigenvalues.
+    Cost: k n^2 multiply-adds a system, k about sqrt(e_max / damping) log(1 / tolerance) or less; against about 10 n^3
+    of eigenvalues. Systems go together because a step's vectors are so short that calls cost more than sums.
 
     Source: Druskin and Knizhnerman, Two polynomial methods of calculating functions of symmetric matrices, 1989.
     """
-    most, tiny = len(y) // 4, torch.finfo(y.dtype).tiny
-    rows = y.new_empty(most + 1, len(y)).unbind()
-    diagonal, beside = [], [torch.linalg.vector_norm(y)]
-    floor = torch.finfo(y.dtype).eps * gram.diagonal().sum() + tiny
-    torch.div(y, beside[0].clamp(min=tiny), out=rows[0])
-    w = torch.empty_like(y)
-    for k, q in enumerate(rows[:-1]):
-        torch.mv(gram.mT, q, out=w)  # K = K^T, and columns are BLAS's faster order
-        if k:
-            w.addcmul_(rows[k - 1], beside[k], value=-1)
-        diagonal.append(torch.dot(w, q))
-        w.addcmul_(q, diagonal[k], value=-1)
-        beside.append(torch.linalg.vector_norm(w))
-        torch.div(w, beside[-1].clamp(min=floor), out=rows[k + 1])  # where the space is used up, next to nothing
-        if k + 1 >= FIRST and (k + 1 - FIRST) % MORE == 0:
-            z = _in_basis(torch.stack(diagonal), torch.stack(beside[1:-1]), damping, power)
-            if bool(z[-1].abs() <= tolerance * torch.linalg.vector_norm(z)):
-                return beside[0] * (z @ torch.stack(rows[: k + 1]))
-    return None
+    most, tiny = max(1, y.shape[-1] // 4), torch.finfo(y.dtype).tiny
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    floor = torch.finfo(y.dtype).eps * grams.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) + tiny
+    rows, diagonal, beside = [y / norm.clamp(min=tiny)], [], []
+    z, close = torch.zeros_like(y), torch.zeros_like(y[:, 0], dtype=torch.bool)
+    for k in range(1, most + 1):
+        w = torch.matmul(rows[-1][:, None], grams)[:, 0]  # K = K^T
+        if beside:
+            w.addcmul_(rows[-2], beside[-1], value=-1)
+        diagonal.append(torch.linalg.vecdot(w, rows[-1])[:, None])
+        w.addcmul_(rows[-1], diagonal[-1], value=-1)
+        if k == most or (k >= FIRST and (k - FIRST) % MORE == 0):
+            coordinates = _in_basis(torch.cat(diagonal, 1), beside, damping, power)
+            z = torch.matmul(coordinates[:, None], torch.stack(rows, 1))[:, 0] * norm
+            close = coordinates[:, -1].abs() <= tolerance * torch.linalg.vector_norm(coordinates, dim=-1)
+            if bool(close.all()):
+                break
+        beside.append(torch.linalg.vector_norm(w, dim=-1, keepdim=True))
+        rows.append(w.div_(beside[-1].clamp(min=floor)))  # where the space is used up, next to nothing
+    return z, close
 
 
-def _in_basis(diagonal: Float[Tensor, " k"], beside: Float[Tensor, " l"], damping: Tensor, power: float) -> Tensor:
+def _in_basis(diagonal: Float[Tensor, "b k"], beside: list[Tensor], damping: Tensor, power: float) -> Tensor:
     """Return shrinkage(T) e_1."""
-    tridiagonal = torch.diag(diagonal)
-    tridiagonal.diagonal(-1).copy_(beside)
+    tridiagonal = torch.diag_embed(diagonal)
+    if beside:
+        tridiagonal.diagonal(-1, 1, 2).copy_(torch.cat(beside, 1))
     values, vectors = torch.linalg.eigh(tridiagonal)  # reads the lower triangle
-    return vectors @ (shrinkage(values, damping, power) * vectors[0])
+    first = shrinkage(values, damping[:, None], power) * vectors[:, 0]
+    return torch.matmul(vectors, first[..., None])[..., 0]

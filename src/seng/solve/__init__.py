@@ -5,7 +5,7 @@ damping^power (F + damping I)^-power g = g + U z for y = U^T g.
 """
 
 from .cholesky import CholeskyState
-from .direct import DirectState
+from .direct import DirectState, coefficients_together
 from .eigen import EigenState
 from .ladder import FactorisationError, LinAlgError, init
 from .state import SolveState, coefficients, spectrum
@@ -22,6 +22,7 @@ __all__ = [
     "LinAlgError",
     "SolveState",
     "coefficients",
+    "coefficients_together",
     "from_vector",
     "init",
     "spectrum",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +38,8 @@ class DirectState(SolveState):
             diagonal.copy_(kept)
             if int(info) == 0:
                 return solution.neg_()
-        else:
-            least = ROUNDINGS * torch.finfo(y.dtype).eps
-            z = krylov_coefficients(self.gram, y, damping, power, max(tolerance, least))
-            if z is not None:
-                return z
-        return self.to_eigen().coefficients(y, damping, power, tolerance)
+            return self.to_eigen().coefficients(y, damping, power, tolerance)
+        return coefficients_together([self], y[None], damping[None], power, tolerance)[0]
 
     def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.gram @ x
@@ -54,3 +51,18 @@ class DirectState(SolveState):
         """Return the eigenvalues of K. Cost: n^3."""
         values, vectors = torch.linalg.eigh(self.gram)
         return EigenState(values.clamp(min=0), vectors)
+
+
+def coefficients_together(
+    states: Sequence[DirectState], y: Float[Tensor, "b n"], damping: Float[Tensor, " b"], power: float, tolerance: float
+) -> Float[Tensor, "b n"]:
+    """Return ``coefficients`` of states of one size. Cost: the calls of one; memory for a second copy of K."""
+    if power == 1.0:
+        each = zip(states, y, damping, strict=True)
+        return torch.stack([state.coefficients(own, amount, power, tolerance) for state, own, amount in each])
+    least = ROUNDINGS * torch.finfo(y.dtype).eps
+    grams = states[0].gram[None] if len(states) == 1 else torch.stack([state.gram for state in states])
+    z, close = krylov_coefficients(grams, y, damping, power, max(tolerance, least))
+    for k in (~close).nonzero()[:, 0].tolist():
+        z[k] = states[k].to_eigen().coefficients(y[k], damping[k], power)
+    return z
