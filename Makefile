@@ -6,10 +6,14 @@ OUT ?= runs/digits
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: train test slow docs format clean
+.PHONY: train train-distributed test slow docs format clean
 
 train: $(VENV)/.installed-train
 	$(BIN)/seng train digits --out $(OUT) --overwrite
+
+train-distributed: $(VENV)/.installed-train
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 \
+		-m seng.cli train digits --out $(OUT)-distributed --overwrite
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

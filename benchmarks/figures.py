@@ -96,6 +96,63 @@ def paper_page(recipe: str) -> str:
     return "\n".join(lines)
 
 
+def distributed_page() -> str:
+    """Return how well steps are foretold here, weak scaling, and ResNet-50 on many GPUs."""
+    measured = [*_measured_ranks(), ""] if (ROOT / "benchmarks" / "results" / "ranks.json").exists() else []
+    return "\n".join([*measured, *_foretold_gpus()])
+
+
+def _measured_ranks() -> list[str]:
+    results = _load("ranks")
+    where = results["environment"]
+    lines = [
+        f"Ranks of one thread, {where['cores']} cores of {where['processor']}, torch {where['torch']}, gloo, refreshed"
+        f" every {results['steps_between_refreshes']} steps. Milliseconds a step as measured, and how far off the model"
+        " is that was given one rank's step, its curvature's work and two ranks' all-reduces:",
+        "",
+        "| | ranks | plain | local | global | sharded |",
+        "|---|---|---|---|---|---|",
+    ]
+    tasks = {name: found for name, found in results.items() if isinstance(found, dict) and "weak_scaling" in found}
+    for name, found in tasks.items():
+        alone = [f"{row['one_rank_ms']:.0f}" for row in found["weak_scaling"].values()]
+        lines.append(f"| {name} | 1 | {' | '.join(alone)} |")
+        for world, rows in found["model"]["ranks"].items():
+            cells = [f"{row['measured_ms']:.0f} ({row['error']:+.0%})" for row in rows.values()]
+            lines.append(f"| | {world} | {' | '.join(cells)} |")
+    lines += ["", "From one rank to two each strategy keeps this share of the efficiency of plain training:", ""]
+    for name, found in tasks.items():
+        weak = found["weak_scaling"]
+        shares = [f"{key} {row['of_plain']:.2f}" for key, row in weak.items() if key != "plain"]
+        lines.append(f"- {name}: {', '.join(shares)} (plain training itself: {weak['plain']['efficiency']:.2f}).")
+    return lines
+
+
+def _foretold_gpus() -> list[str]:
+    results = _load("resnet50_ranks")
+    assumed, rows = results["assumed"], results["forecasts"]
+    network = assumed["network"]
+    lines = [
+        f"ResNet-50 with the paper's settings, {assumed['samples_a_rank']} pictures a GPU. Foretold, not measured: a"
+        f" step without curvature taken as {assumed['step_seconds'] * 1e3:.0f} ms (the paper's 273 minutes), work at"
+        f" {assumed['flops'] / 1e12:.1f} Tflop/s, {network['bandwidth'] / 1e9:.0f} GB/s and"
+        f" {network['latency'] * 1e6:.0f} microseconds a message, rings. Milliseconds a step; MiB received a step"
+        " beside the gradients' average; GiB held:",
+        "",
+        "| GPUs | batch | plain | local | sharded | global |",
+        "|---|---|---|---|---|---|",
+    ]
+    for ranks in dict.fromkeys(row["ranks"] for row in rows):
+        own = {row["strategy"]: row for row in rows if row["ranks"] == ranks}
+        cells = [f"{own['plain']['seconds'] * 1e3:,.0f}"]
+        for name in ("local", "sharded", "global"):
+            row = own[name]
+            moved = (row["step_bytes"] + row["refresh_bytes"] / row["interval"]) / 2**20
+            cells.append(f"{row['seconds'] * 1e3:,.0f}; {moved:,.0f}; {row['held'] / 2**30:,.1f}")
+        lines.append(f"| {ranks:,} | {ranks * assumed['samples_a_rank']:,} | {' | '.join(cells)} |")
+    return lines
+
+
 def _cells(recipe: str) -> tuple[str, dict[str, str]]:
     """Return what a recipe is judged by, and its value for each optimizer."""
     rows = _load("recipes")[recipe]
@@ -115,6 +172,7 @@ def _span(values: list[float], form: str) -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": readme,
+    "docs/distributed.md": distributed_page,
     **{f"docs/recipes/{recipe}.md": partial(recipe_page, recipe) for recipe in MEASURED},
     **{f"docs/recipes/{recipe}.md": partial(paper_page, recipe) for recipe in PAPER},
 }

@@ -170,7 +170,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
     """
     chosen = _options("plan()", options)
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
-    layers = _forward(model, inputs, layout)
+    layers = captured_shapes(model, inputs, layout)
     sizes = {
         name: Size.of_block([io for io, _ in block_io(block, layers)], chosen, block.compute_dtype.itemsize)
         for name, block in layout.blocks.items()
@@ -200,7 +200,7 @@ def _types(block: Block) -> str:
     return " + ".join(dict.fromkeys(type(entry.module).__name__ for entry, _ in block.members))
 
 
-def _forward(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerIO]:
+def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerIO]:
     """Run the model once and return what each layer would capture, zeros in place of output gradients."""
     captured: dict[str, list[LayerIO]] = {}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seng import plan as plan_model
-from seng.cli.plan import plan_command, plan_run
+from seng.cli.plan import forecast_run, plan_command, plan_run, worlds
 from seng.preflight import INTERVALS
 from seng.recipes import RECIPES, build_recipe
 from seng.train.data import signature
@@ -62,6 +62,34 @@ def test_plan_is_what_one_of_several_processes_does(call):
     assert call("plan", "digits", "--processes", "3")[1].startswith("digits, batches of 64 over 3 processes,")
 
 
+FORETOLD = ("--ranks", "6", "--bandwidth", "2", "--latency", "30", "--rate", "100", "--collectives", "tree")
+
+
+def test_plan_over_ranks_tells_a_step_of_every_strategy(call):
+    code, printed = call("plan", "digits", "--processes", "2", *FORETOLD)
+    assert code == 0
+    lines = printed.splitlines()
+    assert lines[0].startswith("digits, 32 samples a rank: ms a step")
+    assert lines[2].split() == ["ranks", "plain", "local", "global", "sharded"]
+    assert [line.split()[0] for line in lines[4:8]] == ["1", "2", "4", "6"]
+
+
+def test_plan_over_ranks_for_scripts_is_the_library_s(call):
+    code, printed = call("plan", "digits", *FORETOLD, "--step-ms", "7", "--json")
+    assert code == 0
+    network = {"latency": 30e-6, "bandwidth": 2e9, "shape": "tree"}
+    expected = forecast_run(build_recipe("digits"), 1, [1, 2, 4, 6], network, 100e9, 7e-3)
+    told = json.loads(printed)
+    assert told["forecasts"] == [vars(row) for row in expected]
+    assert told["forecasts"][0]["seconds"] == 7e-3
+
+
+def test_numbers_of_ranks_are_powers_of_two_and_the_last():
+    assert worlds(1) == [1]
+    assert worlds(4) == [1, 2, 4]
+    assert worlds(6) == [1, 2, 4, 6]
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_plan_of_every_recipe_needs_neither_data_nor_memory(call, name: str, monkeypatch, tmp_path):
     monkeypatch.setenv("SENG_DATA", str(tmp_path))
@@ -103,6 +131,9 @@ def test_plan_default_intervals_are_the_library_s(call):
         (("digits", "--batch-size", "none"), "bad value for batch_size"),
         (("digits", "--set", "estimator=exat"), "Did you mean 'exact'"),
         (("digits", "--processes", "0"), "--processes"),
+        (("digits", "--ranks", "0"), "--ranks"),
+        (("digits", "--ranks", "2", "--collectives", "star"), "unknown shape: expected 'ring' | 'tree'"),
+        (("digits", "--ranks", "2", "--bandwidth", "0"), "--bandwidth"),
         ((), "Missing argument"),
     ],
 )

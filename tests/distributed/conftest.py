@@ -12,20 +12,24 @@ import pytest
 from .harness import Job, Outcome, run
 
 LAWS = {
-    1: Job(1, ("scenarios.exact", "scenarios.averaged", "whole.cut_few")),
+    1: Job(1, ("scenarios.exact", "scenarios.averaged")),
     2: Job(
         2,
         (
             "scenarios.exact", "scenarios.averaged", "scenarios.replicas", "scenarios.rounding", "scenarios.branches",
-            "traffic.traffic", "traffic.memory", "traffic.automatic", "states.resumed", "states.moved",
-            "faults.spoiled", "faults.one_fails", "faults.first_batch_too_small", "faults.mismatched",
-            "whole.cut_exact", "whole.cut_few", "whole.cut_local", "whole.cut_traffic", "whole.cut_training",
-            "whole.cut_refused",
+            "traffic.traffic", "traffic.memory", "traffic.automatic", "traffic.foretold", "states.resumed",
+            "states.moved", "faults.spoiled", "faults.one_fails", "faults.first_batch_too_small", "faults.mismatched",
         ),
     ),
-    3: Job(3, ("scenarios.few_exact", "scenarios.averaged", "traffic.memory", "whole.cut_few")),
+    3: Job(3, ("scenarios.few_exact", "scenarios.averaged", "traffic.memory")),
     4: Job(4, ("scenarios.exact", "scenarios.averaged", "traffic.traffic", "traffic.memory")),
 }  # fmt: skip
+CUTS = {
+    "1": Job(1, ("whole.cut_few",)),
+    "2": Job(2, ("whole.cut_exact", "whole.cut_few", "whole.cut_local")),
+    "2, more": Job(2, ("whole.cut_traffic", "whole.cut_training", "whole.cut_refused")),
+    "3": Job(3, ("whole.cut_few",)),
+}
 MOVES = {  # one after the other, in one folder
     "saved by 1": Job(1, ("moves.saving",)),
     "saved by 2": Job(2, ("moves.saving",)),
@@ -50,21 +54,27 @@ def _once(factory: pytest.TempPathFactory, name: str, jobs: list[Job]) -> list[O
         return [Outcome(**values) for values in pickle.loads(found.read_bytes())]
 
 
-def _good_ends(factory: pytest.TempPathFactory) -> list[Outcome]:
-    """Run all jobs that are to end well from one process, which takes seconds to start."""
-    return _once(factory, "laws", [*LAWS.values(), *MOVES.values()])
+def _cuts_and_moves(factory: pytest.TempPathFactory) -> list[Outcome]:
+    """Run both from one process, which takes seconds to start."""
+    return _once(factory, "cuts", [*CUTS.values(), *MOVES.values()])
 
 
 @pytest.fixture(scope="session")
 def laws(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Outcome]:
     """What 1, 2, 3 and 4 ranks computed."""
-    return dict(zip(LAWS, _good_ends(tmp_path_factory)[: len(LAWS)], strict=True))
+    return dict(zip(LAWS, _once(tmp_path_factory, "laws", list(LAWS.values())), strict=True))
+
+
+@pytest.fixture(scope="session")
+def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What 1, 2 and 3 ranks computed that share a model."""
+    return dict(zip(CUTS, _cuts_and_moves(tmp_path_factory)[: len(CUTS)], strict=True))
 
 
 @pytest.fixture(scope="session")
 def moves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """What ranks saved, and others took up."""
-    return dict(zip(MOVES, _good_ends(tmp_path_factory)[len(LAWS) :], strict=True))
+    return dict(zip(MOVES, _cuts_and_moves(tmp_path_factory)[len(CUTS) :], strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,12 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from seng import SENG, Preconditioner
+from seng.distributed.plan import Rates
 
 SAMPLES = 10
 STEPS = 4
 RATE = 0.05
+BYTES_ALONE = Rates(flops=1e18, bandwidth=1.0)  # what saves bytes is worth any work: thin factors travel
 SPLITS = {1: [10], 2: [7, 3], 3: [6, 0, 4], 4: [5, 1, 0, 4]}  # uneven, and empty, and a single sample
 
 # every way to curvature that is exact; each equals one process
@@ -120,6 +122,7 @@ def together(
     """Return the directions of all ranks together, at each step."""
     model, seen = Net(), []
     pre = Preconditioner(model, distributed=strategy, **options)
+    pre.strategy.given_rates = BYTES_ALONE
     mean = options.get("loss_reduction", "mean") == "mean"
     for step in range(STEPS):
         backward(model, step, rank, world, "mean" if mean else "sum")
@@ -250,6 +253,7 @@ def replicas(rank: int, world: int) -> dict[str, list[str]]:
     for setting, options in REPLICAS.items():
         inner = Small()
         optimizer = SENG(inner, lr=0.05, **{"refresh_every": 7, **options})
+        optimizer.preconditioner.strategy.given_rates = BYTES_ALONE
         model, start = DistributedDataParallel(inner), hashed(inner)
         for step in range(20 if "rounded" in setting else 100):
             optimizer.zero_grad()

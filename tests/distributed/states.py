@@ -6,7 +6,7 @@ from io import BytesIO
 from typing import Any
 
 import torch
-from scenarios import REPLICAS, Net, backward, descend, hashed
+from scenarios import BYTES_ALONE, REPLICAS, Net, backward, descend, hashed
 
 from seng import Preconditioner
 from seng.errors import SengError
@@ -21,6 +21,7 @@ def resumed(rank: int, world: int) -> dict[str, bool]:
         for stop in (None, 3):
             model = Net()
             pre = Preconditioner(model, **options)
+            pre.strategy.given_rates = BYTES_ALONE
             for step in range(6):
                 if step == stop:
                     file = BytesIO()
@@ -28,6 +29,7 @@ def resumed(rank: int, world: int) -> dict[str, bool]:
                     file.seek(0)
                     pre.close()
                     pre = Preconditioner(model, **options)
+                    pre.strategy.given_rates = BYTES_ALONE
                     pre.load_state_dict(torch.load(file, weights_only=True))
                 backward(model, step, rank, world)
                 assert pre.step()

@@ -52,6 +52,17 @@ def test_shares_are_parts_of_work_and_memory() -> None:
     assert found["a"] > found["b"] > found["c"] > found["d"]
 
 
+def test_thin_factors_pay_until_the_corrections_of_all_ranks_take_longer_than_bytes() -> None:
+    own = {world: {"a": load(world, update=10_000, apply_flops=4e6, thin=True)} for world in (2, 3, 4)}
+    rates = Rates(flops=1e9, bandwidth=1e6)  # 10 ms of bytes, 4 ms of work for each other rank
+    assert [bool(plan_local(own[world], world, 100, OVERHEAD, None, rates).thin) for world in own] == [
+        True,
+        True,
+        False,
+    ]
+    assert all(plan_local(own[world], world, 100, OVERHEAD).thin for world in own)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_local_receives_every_update_at_every_step(world: int) -> None:
     plan = plan_local(loads(world), world, 10, OVERHEAD)

@@ -86,6 +86,13 @@ def test_sharded_memory_is_one_part_in_ranks(laws: dict[int, Outcome], world: in
         assert planned <= 1.2 / world * alone
 
 
+@pytest.mark.parametrize("strategy", ["local", "global", "sharded"])
+def test_bytes_foretold_from_shapes_are_those_of_the_run_s_plan(laws: dict[int, Outcome], strategy: str) -> None:
+    for result in laws[2].good():
+        planned, foretold = result["foretold"][strategy]
+        assert planned == foretold
+
+
 def test_auto_says_what_it_chose_and_why(laws: dict[int, Outcome]) -> None:
     said = [result["automatic"] for result in laws[2].good()]
     assert said[0] == said[1]

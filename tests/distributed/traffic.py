@@ -9,12 +9,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from scenarios import Net, average, backward
+from scenarios import BYTES_ALONE, Net, average, backward
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from seng import Preconditioner
 from seng.distributed.ranks import Ranks
+from seng.distributed.timing import Network
+from seng.scaling import forecasts
 from seng.solve import EigenState
 
 
@@ -89,6 +91,7 @@ def traffic(rank: int, world: int) -> dict[str, dict[str, Any]]:
     for setting, options in BYTES.items():
         model = Net()
         pre = Preconditioner(model, **{"refresh_every": 2, **options})
+        pre.strategy.given_rates = BYTES_ALONE
         seen = Traffic([], [], [], [])
         for step in range(5):
             backward(model, step, rank, world)
@@ -126,6 +129,26 @@ def memory(rank: int, world: int) -> tuple[int, int, int]:
         held.append(sum(nbytes) + sum(own.nbytes() for own in pre._curvature.values()))
         held += [pre.plan.held[rank]] if strategy != "none" else []
     return held[0], held[1], held[2]
+
+
+def foretold(rank: int, world: int) -> dict[str, list[list[int]]]:
+    """Bytes at a step and at a refresh and held on the busiest rank, as planned and as foretold from shapes."""
+    found = {}
+    x = torch.randn(6, WIDTHS[0])
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(WIDTHS)))
+    network = Network(1e-5, 1e9)
+    rows = {row.strategy: row for row in forecasts(model, x, [world], network, 1e9, refresh_every=3)}
+    for strategy in ("local", "global", "sharded"):
+        pre = Preconditioner(model, distributed=strategy, refresh_every=3)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        average(model, world)
+        pre.step()
+        row, plan = rows[strategy], pre.plan
+        most = [max(plan.step_bytes), max(plan.refresh_bytes), max(plan.held), plan.interval]
+        found[strategy] = [most, [row.step_bytes, row.refresh_bytes, row.held, row.interval]]
+        pre.close()
+    return found
 
 
 def automatic(rank: int, world: int) -> str:

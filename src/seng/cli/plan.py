@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -19,9 +20,13 @@ from ..train.settings import override
 from .options import AsJson, Assignments, RecipeArgument, assignment
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..distributed.timing import Forecast
     from ..preflight import Plan
 
 EXAMPLES = (
+    "seng plan imagenet-resnet50 --processes 4 --ranks 1024 --bandwidth 25 --latency 10 --rate 8000",
     "seng plan imagenet-resnet50 --processes 4",
     "seng plan digits --batch-size 256 --intervals 1,5,25",
     "seng plan fashion-resnet --set estimator=implicit --set rank=8 --json",
@@ -38,6 +43,14 @@ def plan_command(
     intervals: Annotated[
         str, typer.Option(metavar="N,N,...", help="Steps between refreshes to tell costs for.")
     ] = "1,10,100,200,1000",
+    ranks: Annotated[int | None, typer.Option(min=1, help="Tell a step of each strategy, up to so many ranks.")] = None,
+    bandwidth: Annotated[float, typer.Option(min=1e-6, metavar="GB/S", help="Of a rank's network.")] = 10.0,
+    latency: Annotated[float, typer.Option(min=0.0, metavar="US", help="Microseconds a message takes.")] = 20.0,
+    rate: Annotated[float, typer.Option(min=1e-6, metavar="GFLOP/S", help="Operations a second of a rank.")] = 50.0,
+    step_ms: Annotated[
+        float | None, typer.Option(min=0.0, metavar="MS", help="Measured step of a rank without curvature.")
+    ] = None,
+    collectives: Annotated[str, typer.Option(metavar="SHAPE", help="ring or tree.")] = "ring",
     assignments: Assignments = None,
     as_json: AsJson = False,
 ) -> None:
@@ -46,11 +59,20 @@ def plan_command(
     Neither data nor a device is needed. Each layer is listed with its shape, the estimator chosen and why, the memory
     of its curvature, and the flops of a refresh and of its use at every step; then the totals for several intervals
     between refreshes.
+
+    With --ranks it tells instead, from 1 to so many ranks that each have the samples of one of --processes, what a step
+    takes under each strategy, what travels and what is held. Nothing is taken to overlap.
     """
     changes = {"batch_size": batch_size} if batch_size is not None else {}
     changes |= dict(assignment(text, "seng plan") for text in assignments or ())
     config = override(build_recipe(recipe, optimizer), changes)
     steps = _intervals(intervals)
+    if ranks is not None:
+        network = {"latency": latency * 1e-6, "bandwidth": bandwidth * 1e9, "shape": collectives}
+        seconds = None if step_ms is None else step_ms * 1e-3
+        found = forecast_run(config, processes, worlds(ranks), network, rate * 1e9, seconds)
+        show_forecasts(found, config, processes, as_json)
+        return
     planned = plan_run(config, processes)
     if as_json:
         head = {"recipe": recipe, "batch_size": config.batch_size, "processes": processes}
@@ -71,9 +93,72 @@ def plan_run(config: RunConfig, processes: int = 1) -> Plan:
     Raises:
         ConfigError: The run's optimizer keeps no curvature.
     """
-    import torch  # this waits for torch, which --help does not need
+    from ..preflight import plan  # this waits for torch, which --help does not need
 
-    from ..preflight import plan
+    model, inputs, options = _on_paper(config, processes)
+    return plan(model, inputs, **options)
+
+
+def forecast_run(
+    config: RunConfig,
+    processes: int,
+    ranks: Sequence[int],
+    network: dict[str, Any],
+    flops: float,
+    seconds: float | None = None,
+) -> list[Forecast]:
+    """Foretell a run's step under every strategy, from shapes alone.
+
+    Args:
+        config: The run's settings; the strategy it names is left out.
+        processes: How many share the samples of a step: each rank has as many as one of them.
+        ranks: Numbers of ranks.
+        network: Arguments of ``seng.distributed.timing.Network``.
+        flops: Operations a second of a rank.
+        seconds: Of a rank's step without curvature; None: from operations.
+    """
+    from ..distributed.timing import Network
+    from ..scaling import forecasts
+
+    model, inputs, options = _on_paper(config, processes)
+    options |= {"distributed": "auto", "reweight": False}
+    return forecasts(model, inputs, ranks, Network(**network), flops, seconds, **options)
+
+
+def worlds(most: int) -> list[int]:
+    """Return 1, 2, 4 and so on, and the largest."""
+    return sorted({*(2**k for k in range(most.bit_length())), most})
+
+
+def show_forecasts(found: Sequence[Forecast], config: RunConfig, processes: int, as_json: bool) -> None:
+    """Print forecasts as a table, a line for each number of ranks, or as JSON."""
+    share = math.ceil(config.batch_size / processes)
+    if as_json:
+        rows = [vars(row) for row in found]
+        print(json.dumps({"recipe": config.recipe, "samples_a_rank": share, "forecasts": rows}, indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=UNBOUNDED)
+    console.print(f"{config.recipe}, {share} samples a rank: ms a step; MiB received a step; MiB held", markup=False)
+    names = list(dict.fromkeys(row.strategy for row in found))
+    table = Table("ranks", *names, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.justify = "right"
+    for world in dict.fromkeys(row.ranks for row in found):
+        table.add_row(f"{world:,}", *(_told(row) for row in found if row.ranks == world))
+    console.print(table, markup=False)
+
+
+def _told(row: Forecast) -> str:
+    milliseconds = f"{row.seconds * 1e3:,.1f}"
+    received = (row.step_bytes + row.refresh_bytes / row.interval) / 2**20
+    return milliseconds if row.strategy == "plain" else f"{milliseconds}; {received:,.1f}; {row.held / 2**20:,.0f}"
+
+
+def _on_paper(config: RunConfig, processes: int) -> tuple[nn.Module, Tensor, dict[str, Any]]:
+    """Return a run's model and one process's batch on the meta device, and its options."""
+    import torch
+
     from ..train.data import signature
     from ..train.models import build_model
     from ..train.optimizers import seng_options
@@ -90,7 +175,7 @@ def plan_run(config: RunConfig, processes: int = 1) -> Plan:
     sample = data.inputs(1)
     samples = math.ceil(config.batch_size / processes)
     inputs = torch.empty(samples, *sample.shape[1:], dtype=sample.dtype, device="meta")
-    return plan(model, inputs, **seng_options(replace(seng, refresh_always_until=0), steps_per_epoch=1))
+    return model, inputs, seng_options(replace(seng, refresh_always_until=0), steps_per_epoch=1)
 
 
 def show(planned: Plan, config: RunConfig, processes: int, intervals: tuple[int, ...]) -> None:

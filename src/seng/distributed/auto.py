@@ -19,5 +19,5 @@ class Auto(Ranks):
     def candidates(self) -> Sequence[Strategy]:
         found = [kind(self.wire_dtype, self.wire) for kind in (Local, Sharded, Global)]
         for strategy in found:
-            strategy.device = self.device
+            strategy.device, strategy.given_rates = self.device, self.given_rates
         return found

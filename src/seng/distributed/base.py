@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..wrappers import Cut
-from .plan import Load, Plan
+from .plan import RATES, Load, Plan, Rates
 from .wire import Spec
 
 T = TypeVar("T")
@@ -64,6 +64,12 @@ class Strategy:
         self.rank, self.world = 0, 1
         self.plan = Plan("none", 1)
         self.device = torch.device("cpu")
+        self.given_rates: Rates | None = None
+
+    @property
+    def rates(self) -> Rates:
+        """What a rank computes and receives in a second, to weigh one against the other: as given, or a guess."""
+        return self.given_rates or RATES.get(self.device.type, RATES["cuda"])
 
     def together(self, prepare: Callable[[], tuple[T, Batch]]) -> T | None:
         """Return what ``prepare`` gives, or None where it is not good on some rank.

@@ -28,7 +28,7 @@ class Local(Ranks):
     name = "local"
 
     def arrange(self, loads: Mapping[str, Load], interval: int, overhead: int, budget: int | None) -> Plan:
-        return plan_local(loads, self.world, interval, overhead, budget)
+        return plan_local(loads, self.world, interval, overhead, budget, self.rates)
 
     def update_bytes(self, specs: Sequence[Spec]) -> int:
         return sum(prod(shape) * self.wire.sent_as(dtype).itemsize for shape, dtype in specs)

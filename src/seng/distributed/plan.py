@@ -126,10 +126,18 @@ def shares(loads: Mapping[str, Load], interval: int) -> dict[str, float]:
     return {name: work[name] / all_work + load.held / all_held for name, load in loads.items()}
 
 
-def plan_local(loads: Mapping[str, Load], world: int, interval: int, overhead: int, budget: int | None = None) -> Plan:
+def plan_local(
+    loads: Mapping[str, Load],
+    world: int,
+    interval: int,
+    overhead: int,
+    budget: int | None = None,
+    rates: Rates | None = None,
+) -> Plan:
     """Plan curvature of each rank's own samples, directions averaged.
 
-    A thin block is exchanged as such where that is fewer bytes and, with a budget, fits beside the rest.
+    A thin block is exchanged as such where that is fewer bytes, which save more time than every rank's correction takes
+    to compute, and, with a budget, where it fits beside the rest.
 
     Args:
         loads: By block, each for one rank's samples.
@@ -137,20 +145,24 @@ def plan_local(loads: Mapping[str, Load], world: int, interval: int, overhead: i
         interval: Steps between refreshes.
         overhead: Bytes of every refresh whatever the blocks.
         budget: Bytes of curvature a rank may hold.
+        rates: What a rank computes and receives in a second; None: bytes alone count.
     """
     held, thin = sum(load.held for load in loads.values()), set()
     for name, load in loads.items():
         others, message = sum(load.parcels), (world - 1) * (1 + max(load.columns, default=0)) * load.itemsize
         fits = budget is None or held + others <= budget
-        if world > 1 and load.thin and fits and others / interval + message < load.update:
+        saved = load.update - others / interval - message
+        dear = (world - 1) * load.apply_flops / rates.flops if rates else 0.0
+        if world > 1 and load.thin and fits and saved > 0 and (rates is None or saved / rates.bandwidth > dear):
             thin.add(name)
             held += others
     step, refresh = [AGREEMENT] * world, [overhead] * world
     for name, load in loads.items():
+        everyones, message = sum(load.parcels), (world - 1) * (1 + max(load.columns, default=0)) * load.itemsize
         for rank in range(world):
             if name in thin:
-                step[rank] += (world - 1) * (1 + max(load.columns)) * load.itemsize
-                refresh[rank] += sum(load.parcels) - load.parcels[rank]
+                step[rank] += message
+                refresh[rank] += everyones - load.parcels[rank]
             else:
                 step[rank] += load.whole(rank) + load.direction(rank, world - 1)
     flops = sum(
@@ -188,11 +200,12 @@ def plan_dealt(
     step, refresh = [AGREEMENT] * world, [overhead] * world
     held, flops = [0] * world, [0.0] * world
     for key, load in loads.items():
+        everyones = sum(load.parcels)
         for rank in range(world):
             own = owners[key] == rank
             if own or key not in apart:
                 step[rank] += load.whole(rank)
-                refresh[rank] += sum(load.parcels) - (load.parcels[rank] if load.parcels else 0)
+                refresh[rank] += everyones - (load.parcels[rank] if load.parcels else 0)
                 held[rank] += load.held
                 flops[rank] += load.apply_flops
             if own:

@@ -61,14 +61,15 @@ class Wire:
 
     Args:
         dtype: What floating-point buffers are rounded to while they travel, or None to send them as they are.
+        world: So many ranks on paper, to plan with: nothing can be sent. None: those of torch.distributed.
 
     Attributes:
         received: Bytes by purpose since the start.
     """
 
-    def __init__(self, dtype: torch.dtype | None = None):
+    def __init__(self, dtype: torch.dtype | None = None, world: int | None = None):
         self.dtype = dtype
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if world is None else (0, world)
         self.received: Counter[str] = Counter()
         self._group: dist.ProcessGroup | None = None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..blocks import Block, Layout
 from ..config import Options
 from ..curvature import HEAD, BlockParts, Curvature, Pool, in_place
-from ..distributed import RATES, Load, Plan, Strategy, cheapest
+from ..distributed import Load, Plan, Strategy, cheapest
 from ..distributed.parcels import KINDS, NUMBERS, Frame, frame_of, shape_only, tensors_of
 from ..distributed.wire import parcel_bytes
 from ..errors import MemoryBudgetError, StateError
@@ -72,6 +72,15 @@ class Place:
     owners: tuple[tuple[str, int], ...] = ()
     apart: tuple[str, ...] = ()
     thin: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a strategy would do with a census: how each block is kept, what each costs, and who does what."""
+
+    choices: dict[str, Choice]
+    loads: dict[str, Load]
+    plan: Plan
 
 
 class Incoming:
@@ -194,21 +203,37 @@ class Sharing:
         key = (census, frozenset(short), interval, columns)
         if self._planned_for == key:
             return
-        found: dict[str, tuple[Strategy, dict[str, Choice], Plan]] = {}
+        found = {}
         for strategy in able:
             counted = census if strategy.pooled else census.without(short)
-            choices = self._choose(counted, interval, strategy)
-            loads = self._loads(counted, choices, columns, strategy)
-            plan = strategy.arrange(loads, interval, self._overhead(strategy), budget)
-            found[strategy.name] = strategy, choices, plan
-        best = next(iter(found.values()))[2]
+            found[strategy.name] = strategy, self.propose(strategy, counted, interval, columns)
+        best = next(iter(found.values()))[1].plan
         if len(found) > 1:
-            rates = RATES.get(self.strategy.device.type, RATES["cuda"])
-            best = cheapest([plan for _, _, plan in found.values()], rates, budget)
-        self.strategy, self.choices, _ = found[best.name]
+            best = cheapest([proposal.plan for _, proposal in found.values()], self.strategy.rates, budget)
+        self.strategy, chosen = found[best.name]
+        self.choices = chosen.choices
         self.strategy.plan = best
         self._planned_for = key
         self._require_room(best.held[self.strategy.rank])
+
+    def propose(
+        self, strategy: Strategy, census: Census, interval: int, columns: Mapping[str, int] | None = None
+    ) -> Proposal:
+        """Return what a strategy would do. Pure.
+
+        Args:
+            strategy: The strategy.
+            census: What every rank captured.
+            interval: Steps between refreshes.
+            columns: Columns of held factors that new ones are merged with.
+
+        Raises:
+            MemoryBudgetError: Even the smallest forms need more than the budget.
+        """
+        choices = self._choose(census, interval, strategy)
+        loads = self._loads(census, choices, columns or {}, strategy)
+        plan = strategy.arrange(loads, interval, self.overhead(strategy), self.options.memory_budget)
+        return Proposal(choices, loads, plan)
 
     def _require_room(self, held: int) -> None:
         budget = self.options.memory_budget
@@ -237,7 +262,7 @@ class Sharing:
             update = strategy.update_bytes([(tuple(p.shape), p.dtype) for p in block.parameters])
             parts = _part_bytes(block, strategy)
             loads[name] = Load(update=update, parts=parts)
-            if name in choices and strategy.world > 1:
+            if name in choices and strategy.name != "none":
                 loads[name] = self._load(
                     block, census.of(name), choices[name], columns.get(name, 0), strategy, loads[name]
                 )
@@ -253,7 +278,9 @@ class Sharing:
         travelling: Load,
     ) -> Load:
         form = self._form(block, frames, choice, strategy)
-        sent = [rounded(framed(block, own, form, choice), strategy.wire_dtype) for own in frames]
+        sizes = {id(own): own for own in frames}  # ranks with samples of the same shapes send the same
+        sent = {key: rounded(framed(block, own, form, choice), strategy.wire_dtype) for key, own in sizes.items()}
+        nbytes = {key: parcel_bytes(specs_of(block, own)) for key, own in sent.items()}
         counts = tuple(max((frame.n for frame in own.values()), default=0) for own in frames)
         n, dtype = sum(counts), block.compute_dtype
         if choice.estimator == "rows" and not any(_is_lookup(own) for own in frames):
@@ -264,7 +291,7 @@ class Sharing:
             refresh_flops=choice.refresh_flops,
             apply_flops=choice.apply_flops,
             held=choice.nbytes,
-            parcels=tuple(parcel_bytes(specs_of(block, own)) for own in sent),
+            parcels=tuple(nbytes[id(own)] for own in frames),
             columns=counts,
             itemsize=dtype.itemsize,
             solution=parcel_bytes([((message,), dtype)]),
@@ -276,7 +303,7 @@ class Sharing:
         form = form_of(block, frames, choice, self.options.positions)
         return LOW_RANK if is_low_rank(choice) and not strategy.pooled and form != "captured" else form
 
-    def _overhead(self, strategy: Strategy) -> int:
+    def overhead(self, strategy: Strategy) -> int:
         """Bytes of every refresh beside samples: the census and the table of mean eigenvalues."""
         return (strategy.world - 1) * 8 * (1 + NUMBERS * len(self._entries) + len(self._layout.blocks))
 
@@ -332,13 +359,15 @@ def _part_bytes(block: Block, strategy: Strategy) -> tuple[int, ...]:
 
 def _joined(frames: list[dict[int, Frame]], pooled: bool) -> dict[int, Frame]:
     """Return the frames of a block's samples on all ranks together, or of the largest share."""
-    found: dict[int, Frame] = {}
+    found: dict[int, list[Frame]] = {}
     for own in frames:
         for k, frame in own.items():
-            old = found.get(k, replace(frame, n=0))
-            n = old.n + frame.n if pooled else max(old.n, frame.n)
-            found[k] = replace(frame, n=n, s=max(old.s, frame.s))
-    return found
+            found.setdefault(k, []).append(frame)
+    count = sum if pooled else max
+    return {
+        k: replace(alike[-1], n=count(frame.n for frame in alike), s=max(frame.s for frame in alike))
+        for k, alike in found.items()
+    }
 
 
 def _is_lookup(own: Mapping[int, Frame]) -> bool:

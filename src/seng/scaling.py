@@ -1,0 +1,85 @@
+"""What a step takes and holds on many ranks, foretold from shapes: plans as of a real run, and the alpha-beta model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import lay_out
+from .config import Options
+from .curvature import member_io
+from .distributed import STRATEGIES
+from .distributed.parcels import frame_of
+from .distributed.plan import Rates
+from .distributed.ranks import Ranks
+from .distributed.timing import Forecast, Machine, Network, forecast, plain
+from .distributed.wire import Wire
+from .planner import require_known
+from .preflight import captured_shapes, plan
+from .refreshing import Sharing
+from .refreshing.sharing import Census
+from .wrappers import unwrap
+
+FORWARD_AND_BACKWARD = 1.5  # operations of both, as a multiple of the backward pass's
+
+
+def forecasts(
+    model: nn.Module,
+    inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    ranks: Sequence[int],
+    network: Network,
+    flops: float,
+    seconds: float | None = None,
+    **options: Any,
+) -> list[Forecast]:
+    """Foretell a step of every strategy on so many ranks, each with a batch like ``inputs``.
+
+    Args:
+        model: The model, on the meta device or not.
+        inputs: A rank's batch.
+        ranks: Numbers of ranks.
+        network: Between them.
+        flops: Operations a second of a rank.
+        seconds: Of a step of one rank without curvature, measured; None: from the operations of the layers.
+        **options: As for ``seng.SENG``.
+
+    Returns:
+        For each number of ranks one without curvature, called "plain", and one for each strategy.
+
+    Raises:
+        OptionError, ModelError, MemoryBudgetError: As for ``seng.SENG``.
+
+    Cost: two forward passes, and a plan for each.
+    """
+    if seconds is None:
+        seconds = FORWARD_AND_BACKWARD * plan(model, inputs, **options).backward_flops / flops
+    chosen = Options.build("forecasts()", options)
+    require_known(chosen, "forecasts()")
+    layout = lay_out(unwrap(model, "forecasts()"), chosen, "forecasts()")
+    layers = captured_shapes(model, inputs, layout)
+    members = {name: own for name, block in layout.blocks.items() if (own := member_io(block, layers))}
+    frames = {name: {k: frame_of(io) for k, io in own.items()} for name, own in members.items()}
+    samples = next(io.n for own in members.values() for io in own.values())
+    found: list[Forecast] = []
+    for world in ranks:
+        census = Census((samples,) * world, (frames,) * world)
+        machine = Machine(seconds, flops, sum(p.nbytes for p in model.parameters() if p.requires_grad))
+        found.append(plain(world, machine, network))
+        for strategy in on_paper(world, chosen, Rates(flops, network.bandwidth)):
+            sharing = Sharing(layout, chosen, strategy, frozenset())
+            proposal = sharing.propose(strategy, census, chosen.interval_at(0))
+            found.append(forecast(proposal.plan, proposal.loads, sharing.overhead(strategy), machine, network))
+    return found
+
+
+def on_paper(world: int, options: Options, rates: Rates) -> list[Ranks]:
+    """Return the strategies of so many ranks, to plan with."""
+    wire_dtype = None if options.wire_dtype is None else getattr(torch, options.wire_dtype)
+    kinds = [kind for kind in STRATEGIES.values() if issubclass(kind, Ranks)]
+    found = [kind(wire_dtype, Wire(wire_dtype, world)) for kind in kinds]
+    for strategy in found:
+        strategy.given_rates = rates
+    return found
