@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seng import PolynomialLR, Preconditioner
 from seng.distributed import Local
 from seng.distributed.wire import Wire
-from seng.factors import Explicit, build_factor, combine, merge, truncate
+from seng.factors import ESTIMATORS, Explicit, Factor, build_factor, combine, merge, truncate
 from seng.factors.sketched import sketch_rows, sketch_sides
 from seng.factors.truncated import TOLERANCE
 from seng.linalg import (
@@ -27,6 +29,10 @@ from seng.linalg import (
 )
 from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
+from seng.theory import sketch_study, stationarity_study
+from seng.theory.ntk import LENGTH, Network, Task, experiment, limiting_kernel, projection_share
+from seng.theory.sketches import dense_sketch, direction, embedding, samples
+from seng.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
 from seng.types import Choice, Product, expand_positions
 
 PAGE = Path(__file__).parents[2] / "docs" / "theory.md"
@@ -366,8 +372,240 @@ def test_equation_27_released_code_mixes_the_samples_of_implicit_layers():
     assert (got.reshape(-1) - u @ b).norm() > 0.1 * (u @ b).norm()
 
 
+# -- bounds for sketched directions: every estimator of the table, every sketch ----------------------------------------
+
+ROUNDING = 1e-9  # relative, of bounds that some draws attain
+EXACT_FORMS = ("operator", "rows", "truncated")
+SKETCHED_FORMS = ("sketched-rows", "implicit")
+
+
+def test_bounds_are_stated_for_every_estimator_of_the_table():
+    assert {*EXACT_FORMS, *SKETCHED_FORMS, "paper-code"} == set(ESTIMATORS)
+
+
+def captured(positions: int, bias: bool, groups: int, seed: int, spread: float) -> Product:
+    """A captured layer whose samples are of very different sizes."""
+    sizes = torch.logspace(0, -spread, N, dtype=torch.float64)[:, None, None]
+    a, g = random(groups, N, 5, positions, seed=seed), random(groups, N, 4, positions, seed=seed + 1)
+    return Product(a, sizes * g, 1, bias)
+
+
+def factor_and_gradient(form: str, sketch: str, io: Product, size: int, rank: int, seed: int) -> tuple[Factor, Tensor]:
+    choice = Choice(form, sketch=sketch, sketch_size=size, rank=rank)
+    factor = build_factor(io, choice, N**-0.5, torch.float64, generator(seed))
+    p = sum(rows * columns for rows, columns in factor.shapes)
+    u = factor.to_dense()
+    return factor, u @ random(N, seed=seed + 2) + 0.3 * float(u.norm()) / p**0.5 * random(p, seed=seed + 3)
+
+
+draws = {
+    "positions": st.integers(1, 3),
+    "bias": st.booleans(),
+    "groups": st.integers(1, 2),
+    "seed": st.integers(0, 10**6),
+    "spread": st.floats(0, 3),
+    "damping": st.floats(-3, 2).map(lambda x: 10.0**x),
+}
+
+
+@pytest.mark.parametrize("form", EXACT_FORMS)
+@pytest.mark.parametrize("power", POWERS)
+@settings(max_examples=10, deadline=None)
+@given(**draws)
+def test_directions_of_exact_estimators_keep_bound_17_over_random_draws(
+    form: str, power: float, positions: int, bias: bool, groups: int, seed: int, spread: float, damping: float
+) -> None:
+    factor, g = factor_and_gradient(form, "uniform", captured(positions, bias, groups, seed, spread), 1, 1, seed)
+    values, vectors = torch.linalg.eigh(factor.gram())
+    absolute = damping * float(values.sum()) / N
+    if form == "truncated":
+        factor, values = truncate(factor, scalar(absolute))
+        vectors = torch.eye(len(values), dtype=torch.float64)
+    grads = tuple(
+        part.view(shape) for part, shape in zip(g.split([r * c for r, c in factor.shapes]), factor.shapes, strict=True)
+    )
+    y = eigen_coefficients(values.clamp(min=0), vectors, factor.mv(grads), scalar(absolute), power)
+    d = (g + torch.cat([part.reshape(-1) for part in factor.rmv(y)])) / absolute**power
+    trace = float(values.sum())  # c from damping and trace, as the largest eigenvalue is at most that
+    assert float(g @ d) >= (1 - ROUNDING) * (absolute + trace) ** -power * float(g @ g)
+    assert float(d.norm()) <= (1 + ROUNDING) * absolute**-power * float(g.norm())
+
+
+def test_equation_28_embedding_error_is_the_worst_change_of_a_squared_length():
+    factor, g = factor_and_gradient("sketched-rows", "gaussian", captured(1, True, 1, 0, 1.0), 12, 1, 0)
+    found, omega = embedding(factor, g, 0.3), dense_sketch(factor)
+    space = torch.cat([factor.to_dense(), g[:, None]], 1)
+    changes = []
+    for k in range(2000):
+        v = space @ random(N + 1, seed=k)
+        changes.append(abs(float((omega @ v).square().sum() / v.square().sum()) - 1))
+    assert max(changes) <= found.error * (1 + ROUNDING)
+    q = torch.linalg.qr(space).Q
+    values, vectors = torch.linalg.eigh(q.T @ omega.T @ omega @ q)
+    worst = q @ vectors[:, (values - 1).abs().argmax()]
+    assert abs(float((omega @ worst).square().sum()) - 1) == pytest.approx(found.error, rel=1e-6)
+    assert_close((omega @ factor.to_dense()).T @ (omega @ factor.to_dense()), factor.gram())
+    top = float(torch.linalg.eigvalsh(factor.gram())[-1])
+    assert found.share == pytest.approx(top / (top + 0.3))
+
+
+def check_sketched(form: str, sketch: str, io: Product, size: int, rank: int, seed: int, damping: float) -> bool:
+    """Assert (29) and (30) of a draw; return whether the bounds say anything."""
+    factor, g = factor_and_gradient(form, sketch, io, size, rank, seed)
+    u = factor.to_dense()
+    absolute = damping * float(u.square().sum()) / N
+    found = embedding(factor, g, absolute)
+    d = direction(factor, g, absolute)
+    exact = damped_power(u @ u.T, absolute, 1.0, g)
+    if found.error < 1:
+        assert float(g @ d) >= found.least * float(g @ g) - ROUNDING * float(g.norm() * d.norm())
+        assert float(d.norm()) <= (1 + ROUNDING) * found.largest * float(g.norm())
+        assert float((d - exact).norm()) <= (1 + ROUNDING) * found.distance * float(exact.norm()) + ROUNDING
+    return found.least > 0
+
+
+@pytest.mark.parametrize("form", SKETCHED_FORMS)
+@pytest.mark.parametrize("sketch", SKETCHES)
+@settings(max_examples=10, deadline=None)
+@given(size=st.integers(2, 30), rank=st.integers(1, 3), **draws)
+def test_equation_29_sketched_directions_keep_their_bounds(
+    form: str, sketch: str, size: int, rank: int, positions: int, bias: bool, groups: int, seed: int, spread: float,
+    damping: float,
+) -> None:  # fmt: skip
+    io = captured(positions, bias, groups, seed, spread)
+    check_sketched(form, sketch, io, size, rank, seed, damping)
+
+
+@pytest.mark.parametrize("sketch", SKETCHES)
+def test_equation_29_says_something_for_every_sketch(sketch: str):
+    u, g = samples(512, N, 0)
+    full = Explicit((u.T.contiguous(),), ((512, 1),))
+    damping = 10 * float(u.square().sum()) / N
+    factor = sketch_rows(full, sketch, 384, generator())
+    found, d = embedding(factor, g, damping), direction(factor, g, damping)
+    assert 0.5 / damping < found.least <= found.largest < 2 / damping
+    assert float(g @ d) >= found.least * float(g @ g)
+    assert float(d.norm()) <= found.largest * float(g.norm())
+
+
+def test_equation_30_is_not_kept_by_the_released_code():
+    """Directions of implicit layers are far off even where nothing is sketched or compressed."""
+    away = []
+    for form in ("paper-code", "implicit"):
+        for seed in range(5):
+            io = captured(2, False, 1, seed, 1.0)
+            choice = Choice(form, sketch_size=20, rank=5, implicit=True)
+            factor = build_factor(io, choice, N**-0.5, torch.float64, generator(seed))
+            g = torch.einsum("nis,nos->oi", io.a[0], io.g[0]).reshape(-1) / N
+            u = torch.einsum("nis,nos->oin", io.a[0], io.g[0]).flatten(0, 1) / N**0.5
+            damping = 0.1 * float(u.square().sum()) / N
+            exact = damped_power(u @ u.T, damping, 1.0, g)
+            away.append((form, float((direction(factor, g, damping) - exact).norm() / exact.norm())))
+    assert min(error for form, error in away if form == "paper-code") > 0.1
+    assert max(error for form, error in away if form == "implicit") < 1e-6
+
+
+@pytest.fixture(scope="module")
+def study() -> dict[str, Any]:
+    return sketch_study(sizes=(32, 512), p=1024, n=6, draws=3)
+
+
+@pytest.mark.parametrize("sketch", SKETCHES)
+def test_equation_30_errors_of_the_study_stay_below_their_bound(study: dict[str, Any], sketch: str):
+    small, large = (row for row in study["rows"] if row["sketch"] == sketch)
+    assert (small["size"], large["size"]) == (32, 512)
+    assert small["violations"] == large["violations"] == 0
+    assert large["error"] < small["error"]
+    assert large["error"] <= large["bound"] < 1
+
+
+# -- noise and diminishing steps ---------------------------------------------------------------------------------------
+
+
+def test_equation_31_expected_loss_falls_as_promised():
+    """One step from a point, averaged over many batches for gradient and curvature."""
+    fit, damping, lr, batch = Fit.draw(60, 4, 0), 0.3, 0.5, 5
+    w = 0.5 * random(4, seed=1)
+
+    def gradients(at: Tensor) -> Tensor:
+        misfit = (fit.x @ at - fit.y) / WIDTH
+        return (2 * misfit / (1 + misfit.square()).square() / WIDTH)[:, None] * fit.x
+
+    rows = gradients(w)
+    assert float(rows.norm(dim=1).max()) <= LARGEST
+    one, after, slopes = generator(5), [], []
+    for _ in range(1500):
+        held, fresh = (rows[torch.randint(len(rows), (batch,), generator=one)] for _ in range(2))
+        fisher = held.T @ held / batch + damping * torch.eye(4, dtype=torch.float64)
+        d = torch.linalg.solve(fisher, fresh.mean(0))
+        after.append(fit.loss((fit.x @ (w - lr * d))[:, None]))
+        slopes.append(d)
+    whole, before = rows.mean(0), fit.loss((fit.x @ w)[:, None])
+    least, largest = 1 / (damping + LARGEST**2), 1 / damping
+    promised = before - least * lr * whole @ whole + LIPSCHITZ / 2 * (lr * largest * LARGEST) ** 2
+    assert float(torch.stack(after).mean()) <= float(promised)
+    assert float(whole @ torch.stack(slopes).mean(0)) >= least * float(whole @ whole)
+
+
+def test_equation_32_least_gradient_goes_to_zero_at_the_promised_order():
+    found = stationarity_study(steps=250, seeds=2)
+    assert found["largest_ratio"] <= 1
+    assert found["order"] <= found["predicted_order"]
+    k = torch.tensor(found["k"], dtype=torch.float64)
+    bound = Constants(2.0, 3.0, 0.7).bound(0.5 / k.new_tensor(range(1, 10**4 + 1)) ** 0.6)
+    assert float(bound[-1] / bound[999]) == pytest.approx(10**-0.4, rel=0.15)  # sums come near their order slowly
+
+
+# -- wide networks -----------------------------------------------------------------------------------------------------
+
+
+def test_equation_33_kernel_comes_to_its_limit():
+    task = Task.draw(8, 5, 0.5, 0.1, 0)
+    errors = []
+    for width in (2**8, 2**11, 2**14):
+        network = Network.draw(width, 5, 1)
+        errors.append(float((network.kernel(task.x) - limiting_kernel(task.x)).norm() / limiting_kernel(task.x).norm()))
+    assert errors[2] < errors[1] < errors[0]
+    assert errors[2] < 4 * 2**-7  # a few standard deviations of a mean over 2^14 units
+    small = Network.draw(64, 5, 2)
+    rows = torch.func.jacrev(lambda w: small.values(w, task.x))(small.weights).flatten(1)  # type: ignore[union-attr]
+    assert_close(rows @ rows.T, small.kernel(task.x))
+
+
+def test_equation_34_rates_know_the_step_length_and_the_condition():
+    rows = [experiment(2048, 1.0, shortest, None, 8, 8, 0) for shortest in (1.0, 0.01)]
+    assert rows[1].condition > 1e3 * rows[0].condition
+    for row in rows:
+        assert row.natural == pytest.approx(1 - LENGTH, abs=0.01)
+        assert row.descent is not None
+    assert rows[0].descent == pytest.approx(rows[0].slowest, abs=0.01)
+    assert rows[1].descent is not None
+    assert rows[1].descent > 0.99
+    narrow = experiment(64, 1.0, 1.0, None, 8, 8, 0)
+    assert abs(narrow.natural - (1 - LENGTH)) > 3 * abs(rows[0].natural - (1 - LENGTH))
+
+
+@pytest.mark.parametrize("q", [2, 4])
+def test_equation_35_sketched_steps_contract_as_promised(q: int):
+    """The linear law alone, averaged over draws of the sketch."""
+    task = Task.draw(8, 5, 1.0, 0.3, 0)
+    k, one = limiting_kernel(task.x), generator(3)
+    share = projection_share(k, q, 4000, 0)
+    for r in (random(8, seed=1), torch.linalg.eigh(k).eigenvectors[:, 0]):
+        ratios = []
+        for _ in range(800):
+            s = torch.randn(q, 8, generator=one, dtype=torch.float64)
+            left = r - LENGTH * k @ s.T @ torch.linalg.solve(s @ k @ s.T, s @ r)
+            ratios.append(float(left @ torch.linalg.solve(k, left) / (r @ torch.linalg.solve(k, r))))
+        mean = sum(ratios) / len(ratios)
+        assert mean <= 1 - (2 * LENGTH - LENGTH**2) * share + 0.02  # three standard errors of both means
+    assert mean == pytest.approx(1 - (2 * LENGTH - LENGTH**2) * share, abs=0.02)  # the least eigenvector attains it
+    row = experiment(2048, 1.0, 1.0, q, 8, 8, 0)
+    assert row.natural <= row.predicted < 1
+
+
 def test_every_numbered_equation_has_its_test():
     numbers = [int(k) for k in re.findall(r"\\tag\{(\d+)\}", PAGE.read_text(encoding="utf-8"))]
     tested = [int(k) for name in globals() for k in re.findall(r"^test_equation_(\d\d)_", name)]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert tested == numbers
+    assert sorted(set(tested)) == numbers
