@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -141,7 +142,10 @@ class Kept:
         """Fill tensors with what is kept under their keys."""
         if unknown := sorted(tensors.keys() - self._metadata.state_dict_metadata.keys()):
             raise _refusal(f"{self._folder} has other tensors", unknown[0], f"none of {len(unknown)} like it")
-        load_tensors(tensors, checkpoint_id=str(self._folder), **_APART)
+        with warnings.catch_warnings():  # that ranks read for themselves, each its own tensors, is meant
+            for words in ("torch.distributed is disabled", "Detected mismatched keys"):
+                warnings.filterwarnings("ignore", words)
+            load_tensors(tensors, checkpoint_id=str(self._folder), **_APART)
         return tensors
 
     def empty(self, key: str, like: Tensor | None = None, axes: list[int] | None = None) -> Tensor:
