@@ -59,7 +59,7 @@ class Problem:
     draw: Callable[[torch.Generator], Points]
     test: Float[Tensor, "m d"]
     truth: Float[Tensor, " m"]
-    seconds: float = 30.0
+    seconds: float = 20.0
     weights: Mapping[str, float] = field(default_factory=dict)
     solution: Callable[[Tensor], Tensor] | None = None
     judged: int = 0

@@ -64,6 +64,7 @@ class Soap(FirstOrder):
         refresh_every: Steps between refreshes of the eigenbasis.
     """
 
+    lr: float = 3e-3
     refresh_every: int = 10
 
     def optimizer(self, net: nn.Module) -> Optimizer:

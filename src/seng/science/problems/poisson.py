@@ -32,7 +32,7 @@ def poisson_2d() -> Problem:
     test = shown.points.flatten(0, 1)
     return Problem(
         (2, 48, 48, 1), {"equation": equation, "edge": lambda u, x: u(x)}, draw,
-        test, true_values(solution, test), weights={"edge": 10.0}, solution=solution, view=shown,
+        test, true_values(solution, test), seconds=30.0, weights={"edge": 10.0}, solution=solution, view=shown,
     )  # fmt: skip
 
 
