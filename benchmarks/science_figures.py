@@ -1,0 +1,144 @@
+"""Renders the figures of docs/science.md and docs/theory.md, and the curves, from the committed results.
+
+python benchmarks/science_figures.py --write    # replaces what stands between the marks of each page, and the pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from seng.science import METHODS, PROBLEMS, Record
+from seng.science.pictures import draw_errors
+
+ROOT = Path(__file__).parent.parent
+ASSETS = ROOT / "docs" / "assets"
+BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
+Row = dict[str, Any]
+
+
+def science_page() -> str:
+    """Return errors of all methods on the problems measured."""
+    where, trials = load("science")["environment"], measured()
+    lines = [
+        f"One thread of {where['processor']}, torch {where['torch']}, {where['date']}, a machine shared with others.",
+        "",
+        "| problem | CPU seconds | method | settings | relative L2 error, median | least to largest | seeds |",
+        "|---" * 7 + "|",
+    ]
+    for (problem, method), rows in grouped(trials).items():
+        best, final = judged(rows)
+        errors = [row["error"] for row in final]
+        span = f"{min(errors):.1e} to {max(errors):.1e}" if len(errors) > 1 else "-"
+        lines.append(
+            f"| {problem} | {rows[0]['budget']:g} | {method} | {written(best)} | {median(errors):.1e} | {span} |"
+            f" {len(errors)} |"
+        )
+    for problem in dict.fromkeys(row["problem"] for row in trials):
+        lines += ["", f"![Errors of the methods on {problem} against CPU seconds.](assets/science-{problem}.png)"]
+        if (ASSETS / f"science-{problem}-solution.png").exists():
+            text = "The network's solution, the exact one, and their difference"
+            lines += ["", f"![{text}: {problem}.](assets/science-{problem}-solution.png)"]
+    lines += ["", "All settings that were tried, seed 0:", "", "| problem | method | settings | error | steps |"]
+    lines.append("|---" * 5 + "|")
+    for row in trials:
+        if row["seed"] == 0:
+            cells = [
+                row["problem"],
+                row["method"],
+                written(row["settings"]),
+                f"{row['error']:.1e}",
+                f"{row['steps']:,}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def theory_page() -> str:
+    """Return the measured contraction of wide networks."""
+    found = load("theory")["ntk"]
+    head = "| width | condition of K | natural gradient, a step | 1 - η | gradient descent, a step |"
+    lines = [head, "|---" * 5 + "|"]
+    for row in [*found["widths"], *found["lengths"], *found["angles"][1:]]:
+        lines.append(
+            f"| {row['width']:,} | {row['condition']:.1e} | {row['natural']:.4f} | {row['predicted']:.1f} |"
+            f" {row['descent']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {"docs/science.md": science_page, "docs/theory.md": theory_page}
+
+
+def measured() -> list[Row]:
+    """Return all trials in the order of the tables of problems and methods."""
+    places = [list(PROBLEMS), list(METHODS)]
+    return sorted(
+        load("science")["trials"], key=lambda row: (places[0].index(row["problem"]), places[1].index(row["method"]))
+    )
+
+
+def grouped(trials: list[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Return trials by problem and method, in order."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in trials:
+        found.setdefault((row["problem"], row["method"]), []).append(row)
+    return found
+
+
+def judged(rows: list[Row]) -> tuple[Row, list[Row]]:
+    """Return the best settings of seed 0, and their trials with other seeds, or that one where there are none."""
+    best = min((row for row in rows if row["seed"] == 0), key=lambda row: row["error"])
+    others = [row for row in rows if row["seed"] and row["settings"] == best["settings"]]
+    return best["settings"], others or [best]
+
+
+def written(settings: Row) -> str:
+    """Return settings as words."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "defaults"
+
+
+def draw() -> None:
+    """Draw the median seed's curve of every method, a picture a problem."""
+    groups = grouped(measured())
+    for problem in dict.fromkeys(problem for problem, _ in groups):
+        curves = {}
+        for (other, method), rows in groups.items():
+            if other == problem:
+                final = sorted(judged(rows)[1], key=lambda row: row["error"])
+                curve = final[(len(final) - 1) // 2]["curve"]
+                curves[method] = [Record(0, seconds, 0.0, error, None, 0.0) for seconds, error in curve]
+        draw_errors(curves, ASSETS / f"science-{problem}.png", f"{problem}, seed of median error")
+
+
+def section(page: str) -> str:
+    """Return what stands between the marks of a page's text."""
+    return page.split(BEGIN)[1].split(END)[0].strip()
+
+
+def load(name: str) -> Row:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def main() -> None:
+    """Print the sections, or write them into their pages and draw the pictures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--write", action="store_true")
+    write = parser.parse_args().write
+    for name, render in PAGES.items():
+        if not write:
+            print(f"{name}\n\n{render()}\n")
+            continue
+        path = ROOT / name
+        before, after = path.read_text().split(BEGIN)
+        path.write_text(f"{before}{BEGIN}\n\n{render()}\n\n{END}{after.split(END)[-1]}")
+    if write:
+        draw()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The pages' figures are those of the committed results, and the results keep their promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("docs/science.md", "docs/theory.md")
+REACHED = {"poisson-2d": 5e-5, "burgers": 1e-3}  # by the natural gradient, median relative L2 error
+AHEAD = {"adam": 30.0, "soap": 30.0, "lbfgs": 1.0}  # how many times larger the other methods' errors are at least
+
+
+@pytest.fixture(scope="module")
+def figures() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("science_figures", ROOT / "benchmarks" / "science_figures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def errors(figures: ModuleType, problem: str, method: str) -> list[float]:
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = figures.grouped(figures.load("science")["trials"])
+    return [row["error"] for row in figures.judged(groups[problem, method])[1]]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_shows_the_committed_results(figures: ModuleType, page: str) -> None:
+    assert set(figures.PAGES) == set(PAGES)
+    assert figures.section((ROOT / page).read_text()) == figures.PAGES[page]()
+
+
+@pytest.mark.parametrize("problem", REACHED)
+def test_natural_gradient_reaches_its_error(figures: ModuleType, problem: str) -> None:
+    assert median(errors(figures, problem, "natural")) <= REACHED[problem]
+
+
+@pytest.mark.parametrize("method", AHEAD)
+def test_natural_gradient_is_ahead_at_equal_seconds(figures: ModuleType, method: str) -> None:
+    ours, theirs = (errors(figures, "poisson-2d", name) for name in ("natural", method))
+    assert len(ours) == len(theirs) == 5
+    assert AHEAD[method] * median(ours) < median(theirs)
+
+
+def test_trials_had_equal_budgets(figures: ModuleType) -> None:
+    for (problem, _), rows in figures.grouped(figures.load("science")["trials"]).items():
+        assert len({row["budget"] for row in rows}) == 1
+        assert all(row["budget"] <= row["seconds"] <= 1.25 * row["budget"] for row in rows), problem
+
+
+def test_theory_keeps_its_promises() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "theory.json").read_text())
+    assert sum(row["violations"] for row in found["sketches"]["rows"]) == 0
+    assert found["stationarity"]["largest_ratio"] <= 1
+    assert found["stationarity"]["order"] <= found["stationarity"]["predicted_order"]
+    assert all(abs(row["natural"] - 0.5) < 0.01 for row in found["ntk"]["lengths"])
+    assert all(row["natural"] <= row["predicted"] for row in found["ntk"]["ranks"])
