@@ -150,22 +150,24 @@ class Capture:
         batch, x = self._open, (args[0] if args else kwargs["input"]).detach()
         if torch.is_autocast_enabled(x.device.type):  # autograd saves a cast copy, and lets the original change
             x = x.clone()
-        parameters = [getattr(module, key) for key in self._watched[name].wanted]  # tensors, under functional_call
-        leaves = tuple(get_gradient_edge(p).node for p in parameters if p.requires_grad)
-        use = Use(x, x._version, module.training, None if withheld else leaves)
+        leaves = None if withheld else self._leaves(name, module)
+        use = Use(x, x._version, module.training, leaves)
         output, source = _hookable(output)
         shape = output.shape
         source.register_hook(lambda grad: self._receive(batch, name, use, grad.reshape(shape)))
         return output
+
+    def _leaves(self, name: str, module: nn.Module) -> tuple[Node, ...]:
+        parameters = [getattr(module, key) for key in self._watched[name].wanted]  # tensors, under functional_call
+        return tuple(get_gradient_edge(p).node for p in parameters if p.requires_grad)
 
     def _withhold(self, entry: Watched) -> list[RemovableHandle]:
         """Let a module compute with parameters that require no gradient, for the time of its call."""
 
         def before(module: nn.Module, args: Any) -> None:
             if module is entry.module and self.armed and torch.is_grad_enabled():
-                own = [
-                    p for key, p in module.named_parameters(recurse=False) if key in entry.wanted and p.requires_grad
-                ]
+                held = (module._parameters.get(key) for key in entry.wanted)
+                own = [p for p in held if p is not None and p.requires_grad]
                 self._held_back[entry.name] = own
                 for parameter in own:
                     parameter.requires_grad_(False)

@@ -187,7 +187,7 @@ def solve(drafted: Draft, options: Options, step: int, old: Curvature | None) ->
     """
     batch, merged = drafted.batch, drafted.factor is not drafted.batch
     gram = batch.gram()
-    mean, sums = gram.diagonal().sum() / drafted.pool.samples, gram @ gram.new_ones(batch.n)
+    mean, sums = gram.trace() / drafted.pool.samples, gram.sum(0)
     if merged:
         assert old is not None
         mean = options.ema * old.mean + (1 - options.ema) * mean

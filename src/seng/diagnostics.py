@@ -12,6 +12,7 @@ from torch import Tensor
 from .blocks import Layout
 from .config import Options
 from .curvature import Curvature, damping_at
+from .direction import Seen
 from .solve import SolveState, spectrum
 from .types import Choice
 
@@ -20,13 +21,12 @@ TOP = 5  # eigenvalues reported
 
 @dataclass(frozen=True)
 class Use:
-    """The last use of a curvature: g.g, y = U^T g, the coefficients z of the direction g + U z, and K.
+    """The last use of a curvature: what it saw of g, the coefficients z of the direction g + U z, and K.
 
     K is kept because a refresh after the step may already have replaced the curvature.
     """
 
-    square: Tensor
-    y: Tensor
+    seen: Seen
     z: Tensor
     state: SolveState
 
@@ -81,9 +81,10 @@ def layer_stats(curvature: Curvature, use: Use | None, options: Options, step: i
 
 def _cosine(use: Use) -> float:
     """Return g.d / (|g| |d|) for d = g + U z, from n-vectors alone."""
-    inner = use.square + torch.dot(use.y, use.z)
-    square = inner + torch.dot(use.y, use.z) + torch.dot(use.z, use.state.matvec(use.z))
-    scale = (use.square * square.clamp(min=0)).sqrt()
+    g2, y = use.seen.square, use.seen.y
+    inner = g2 + torch.dot(y, use.z)
+    square = inner + torch.dot(y, use.z) + torch.dot(use.z, use.state.matvec(use.z))
+    scale = (g2 * square.clamp(min=0)).sqrt()
     return float(inner / scale) if float(scale) > 0 else 0.0
 
 

@@ -28,19 +28,43 @@ class Projection:
     Args:
         y: U^T g.
         square: |g|^2, 0-d.
-        multiple: What y is of the row sums K 1, 0-d, where g is a multiple of the mean of the samples in U.
-        own: Whether g is known to be that mean, or less.
     """
 
     y: Float[Tensor, " n"]
     square: Tensor
-    multiple: Tensor | float | None = None
-    own: bool = False
+
+
+@dataclass(frozen=True)
+class MeanProjection:
+    """The same of g = weight U 1, from K alone, when it is asked for.
+
+    Args:
+        row_sums: K 1.
+        weight: 0-d, or a number.
+        own: Whether g is no more than the mean of the samples in U.
+    """
+
+    row_sums: Float[Tensor, " n"]
+    weight: Tensor | float
+    own: bool = True
+
+    @property
+    def y(self) -> Float[Tensor, " n"]:
+        """U^T g."""
+        return self.row_sums * self.weight
+
+    @property
+    def square(self) -> Tensor:
+        """|g|^2."""
+        return self.row_sums.sum() * self.weight**2
+
+
+Seen = Projection | MeanProjection
 
 
 def project(
     curvature: Curvature, factor: Factor, grads: Grads, square: Tensor, draw: tuple[int, int, str] | None
-) -> Projection:
+) -> Seen:
     """Return U^T g, from K alone where g is the mean of the very samples in U.
 
     Args:
@@ -53,18 +77,12 @@ def project(
     if draw is not None and curvature.row_sums is not None:
         alpha = factor.mean_multiple(grads, generator_for(*draw))
         if alpha is not None:
-            multiple = alpha / factor.n**0.5
-            return Projection(curvature.row_sums * multiple, square, multiple, bool(alpha <= 1))
+            return MeanProjection(curvature.row_sums, alpha / factor.n**0.5, bool(alpha <= 1))
     return Projection(factor.mv(grads), square)
 
 
-def mean_projection(row_sums: Float[Tensor, " n"], weight: float) -> Projection:
-    """Return the projection of g = weight U 1."""
-    return Projection(row_sums * weight, row_sums.sum() * weight**2, weight, own=True)
-
-
 def direction(
-    curvature: Curvature, seen: Projection, options: Options, step: int, ranks: int = 1
+    curvature: Curvature, seen: Seen, options: Options, step: int, ranks: int = 1
 ) -> tuple[Float[Tensor, " n"], Tensor]:
     """Return z and the multiplier of d = multiplier (g + U z).
 
@@ -75,20 +93,21 @@ def direction(
         step: The step, for what follows a schedule.
         ranks: How many ranks' samples are pooled, for losses that are sums.
     """
-    damping = damping_at(options, step, curvature.mean)
+    damping = curvature.damping if step == curvature.step else damping_at(options, step, curvature.mean)
     frozen = curvature.factor is not None and curvature.factor.frozen_damping
-    if curvature.row_solution is not None and seen.multiple is not None:
-        z = curvature.row_solution * seen.multiple
+    mean = seen if isinstance(seen, MeanProjection) else None
+    if mean is not None and curvature.row_solution is not None:
+        z = curvature.row_solution * mean.weight
     else:
         of_z = curvature.damping if frozen else damping
         z = coefficients(curvature.state, seen.y, of_z, options.power, options.tolerance)
     multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
-    if options.trust is not None and not (seen.own and options.trust >= 1):
+    if options.trust is not None and not (mean is not None and mean.own and options.trust >= 1):
         multiplier = multiplier * _trust(options, curvature, seen, z, damping, ranks)
     return z, multiplier
 
 
-def _trust(options: Options, curvature: Curvature, seen: Projection, z: Tensor, damping: Tensor, ranks: int) -> Tensor:
+def _trust(options: Options, curvature: Curvature, seen: Seen, z: Tensor, damping: Tensor, ranks: int) -> Tensor:
     assert options.trust is not None
     z_one = z if options.power == 1.0 else coefficients(curvature.state, seen.y, damping, 1.0)
     q = inverse_quadratic(seen.square, seen.y, z_one, damping).sqrt()

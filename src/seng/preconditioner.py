@@ -18,7 +18,7 @@ from .capture import Capture, Captured
 from .config import Options
 from .curvature import Curvature, as_captured, block_io, member_io
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
-from .direction import Projection, direction, mean_projection, project
+from .direction import MeanProjection, Seen, direction, project
 from .distributed import Batch, Plan, Strategy, Updates, strategy_for
 from .errors import OrderError
 from .factors import Kronecker
@@ -213,18 +213,18 @@ class Preconditioner:
         if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
-        z, multiplier = self._direction(block.name, curvature, mean_projection(curvature.row_sums, weight))
+        z, multiplier = self._direction(block.name, curvature, MeanProjection(curvature.row_sums, weight))
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):
             parameter.grad = x.to(parameter.dtype)
         return True
 
-    def _direction(self, name: str, curvature: Curvature, seen: Projection) -> tuple[Tensor, Tensor]:
+    def _direction(self, name: str, curvature: Curvature, seen: Seen) -> tuple[Tensor, Tensor]:
         """Return z and the multiplier of the direction; a factor that will not serve again is let go."""
         ranks = self.strategy.world if self.strategy.pooled else 1
         z, multiplier = direction(curvature, seen, self.options, self._step, ranks)
-        self._uses[name] = Use(seen.square, seen.y, z, curvature.state)
+        self._uses[name] = Use(seen, z, curvature.state)
         if self.options.serves_once(self._step):
             self._curvature[name] = replace(curvature, factor=None, row_solution=None)
         return z, multiplier

@@ -76,8 +76,10 @@ def sharded(parameter: Tensor) -> bool:
 
 def own_part(x: Tensor) -> Tensor:
     """Return what this rank has of a parameter or its gradient, in the same memory."""
+    if not hasattr(x, "to_local"):
+        return x
     with torch.no_grad():  # with gradients to_local returns a copy that belongs to the graph
-        return x.to_local() if hasattr(x, "to_local") else x  # type: ignore[operator]
+        return x.to_local()  # type: ignore[operator]
 
 
 def unwrap(model: nn.Module, call: str) -> nn.Module:

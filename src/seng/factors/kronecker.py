@@ -81,14 +81,14 @@ class Kronecker(Factor):
         weights = c * self.scale
         a, g, per_sample = self.a, self.g, weights[:, None, None]
         a, g = (a * per_sample, g) if d_in < d_out else (a, g * per_sample)
-        a, g = a.reshape(groups, n * s, d_in), g.reshape(groups, n * s, d_out)
+        a, g = a.view(groups, n * s, d_in), g.view(groups, n * s, d_out)
         if groups == 1:
             v[0].view(d_out, d_in).addmm_(g[0].T, a[0], beta=beta)
         else:
             v[0].view(groups, d_out, d_in).baddbmm_(g.mT, a, beta=beta)
         if self.bias:
             per_position = weights if s == 1 else weights.repeat_interleave(s)
-            for out, own in zip(v[1].view(groups, d_out), self.g.reshape(groups, n * s, d_out), strict=True):
+            for out, own in zip(v[1].view(groups, d_out), self.g.view(groups, n * s, d_out), strict=True):
                 out.addmv_(own.T, per_position, beta=beta)
 
     def mean_multiple(self, v: Grads, generator: torch.Generator) -> Tensor | None:

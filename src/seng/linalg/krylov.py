@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .powers import shrinkage
 
-FIRST, MORE = 12, 6  # steps before the first look at the errors, and between looks: a look costs as much as 3 steps
+FIRST, MORE = 8, 4  # steps before the first look at the errors, and between looks: a look costs as much as 2 steps
 
 
 def krylov_coefficients(
@@ -40,19 +40,20 @@ def krylov_coefficients(
     Source: Druskin and Knizhnerman, Two polynomial methods of calculating functions of symmetric matrices, 1989.
     """
     most, tiny = max(1, y.shape[-1] // 4), torch.finfo(y.dtype).tiny
-    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-    floor = torch.finfo(y.dtype).eps * grams.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) + tiny
-    rows, diagonal, beside = [y / norm.clamp(min=tiny)], [], []
+    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)[:, None]
+    floor = (torch.finfo(y.dtype).eps * grams.diagonal(dim1=-2, dim2=-1).sum(-1) + tiny)[:, None, None]
+    rows, diagonal, beside = [y[:, None] / norm.clamp(min=tiny)], [], []  # [b, 1, n] and [b, 1, 1]
     z, close = torch.zeros_like(y), torch.zeros_like(y[:, 0], dtype=torch.bool)
     for k in range(1, most + 1):
-        w = torch.matmul(rows[-1][:, None], grams)[:, 0]  # K = K^T
+        q = rows[-1]
+        w = torch.bmm(q, grams)  # K = K^T
         if beside:
             w.addcmul_(rows[-2], beside[-1], value=-1)
-        diagonal.append(torch.linalg.vecdot(w, rows[-1])[:, None])
-        w.addcmul_(rows[-1], diagonal[-1], value=-1)
+        diagonal.append(torch.bmm(w, q.mT))
+        w.addcmul_(q, diagonal[-1], value=-1)
         if k == most or (k >= FIRST and (k - FIRST) % MORE == 0):
-            coordinates = _in_basis(torch.cat(diagonal, 1), beside, damping, power)
-            z = torch.matmul(coordinates[:, None], torch.stack(rows, 1))[:, 0] * norm
+            coordinates = _in_basis(torch.cat(diagonal, 1)[..., 0], beside, damping, power)
+            z = (torch.bmm(coordinates[:, None], torch.cat(rows, 1)) * norm)[:, 0]
             close = coordinates[:, -1].abs() <= tolerance * torch.linalg.vector_norm(coordinates, dim=-1)
             if bool(close.all()):
                 break
@@ -65,7 +66,7 @@ def _in_basis(diagonal: Float[Tensor, "b k"], beside: list[Tensor], damping: Ten
     """Return shrinkage(T) e_1."""
     tridiagonal = torch.diag_embed(diagonal)
     if beside:
-        tridiagonal.diagonal(-1, 1, 2).copy_(torch.cat(beside, 1))
+        tridiagonal.diagonal(-1, 1, 2).copy_(torch.cat(beside, 1)[..., 0])
     values, vectors = torch.linalg.eigh(tridiagonal)  # reads the lower triangle
     first = shrinkage(values, damping[:, None], power) * vectors[:, 0]
     return torch.matmul(vectors, first[..., None])[..., 0]
