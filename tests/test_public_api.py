@@ -17,7 +17,16 @@ import pytest
 import seng
 
 SOURCE = Path(seng.__file__).parent
-APPLICATIONS = ("cli", "train", "recipes", "report", "bench", "integrations")  # may ask for their extras' packages
+APPLICATIONS = (
+    "cli",
+    "train",
+    "recipes",
+    "report",
+    "science",
+    "theory",
+    "bench",
+    "integrations",
+)  # may ask for their extras' packages
 ALLOWED = {"torch", "jaxtyping", "seng", *sys.stdlib_module_names}
 
 
