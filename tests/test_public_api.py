@@ -17,16 +17,8 @@ import pytest
 import seng
 
 SOURCE = Path(seng.__file__).parent
-APPLICATIONS = (
-    "cli",
-    "train",
-    "recipes",
-    "report",
-    "science",
-    "theory",
-    "bench",
-    "integrations",
-)  # may ask for their extras' packages
+# what may ask for the packages of its extras
+APPLICATIONS = ("cli", "train", "recipes", "report", "science", "theory", "bench", "integrations")
 ALLOWED = {"torch", "jaxtyping", "seng", *sys.stdlib_module_names}
 
 
