@@ -50,6 +50,15 @@ def test_natural_gradient_is_ahead_at_equal_seconds(figures: ModuleType, method:
     assert AHEAD[method] * median(ours) < median(theirs)
 
 
+@pytest.mark.parametrize("problem", ["heat", "burgers", "helmholtz", "inverse-poisson", "poisson-5d"])
+def test_natural_gradient_is_ahead_on_every_equation(figures: ModuleType, problem: str) -> None:
+    ours = median(errors(figures, problem, "natural"))
+    groups = figures.grouped(figures.load("science")["trials"])
+    others = [method for name, method in groups if name == problem and method != "natural"]
+    assert {"soap", "lbfgs"} <= set(others)
+    assert all(2 * ours < median(errors(figures, problem, method)) for method in others)
+
+
 def test_trials_had_equal_budgets(figures: ModuleType) -> None:
     for (problem, _), rows in figures.grouped(figures.load("science")["trials"]).items():
         assert len({row["budget"] for row in rows}) == 1

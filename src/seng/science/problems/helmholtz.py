@@ -33,6 +33,6 @@ def helmholtz() -> Problem:
     shown = view(bounds, ("x", "y"))
     test = shown.points.flatten(0, 1)
     return Problem(
-        (2, 48, 48, 1), {"equation": equation, "edge": lambda u, x: u(x)}, draw, test, true_values(solution, test),
-        weights={"edge": 100.0}, solution=solution, view=shown,
+        (2, 32, 32, 1), {"equation": equation, "edge": lambda u, x: u(x)}, draw, test, true_values(solution, test),
+        seconds=40.0, weights={"edge": 100.0}, solution=solution, view=shown,
     )  # fmt: skip
