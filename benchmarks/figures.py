@@ -25,7 +25,8 @@ COSTS = {
     ("resnet", "defaults, every 10"): "small ResNet, all defaults",
 }
 NAMES = {"seng": "SENG", "sgd": "SGD", "adamw": "AdamW"}
-MEASURED = ("digits", "fashion-autoencoder")
+MEASURED = ("digits", "fashion-autoencoder", "fashion-resnet", "char-gpt")
+TUNED = {"fashion-autoencoder": "autoencoder", "fashion-resnet": "resnet", "char-gpt": "char-gpt"}
 PAPER = ("cifar10-resnet18", "cifar10-vgg16bn", "imagenet-resnet50")
 
 
@@ -59,24 +60,53 @@ def recipe_page(recipe: str) -> str:
     where = results["environment"]
     rows = results[recipe]
     figure, cells = _cells(recipe)
-    extra = "" if figure == "test loss" else " test loss |"
-    lines = [
-        f"Measured with one thread of {where['processor']}, torch {where['torch']}, {where['date']};"
-        " seconds are of training alone, on a machine shared with others.",
-        "",
-        f"| optimizer | {figure} | train loss |{extra} steps | seconds | seconds a step |",
-        "|---" * (7 if extra else 6) + "|",
-    ]
+    keys = ("train_loss",) if figure == "test loss" else ("train_loss", "test_loss")
+    lines = [f"Measured with one thread of {where['processor']}, torch {where['torch']}, {where['date']}.", ""]
+    lines += [" | ".join(["| optimizer", figure, *(key.replace("_", " ") for key in keys), "steps |"])]
+    lines += ["|---" * (3 + len(keys)) + "|"]
     for optimizer, cell in cells.items():
         last = [row["epochs"][-1] for row in rows if row["optimizer"] == optimizer]
-        steps, seconds = last[0]["step"], median(row["seconds"] for row in last)
-        keys = ("train_loss", "test_loss") if extra else ("train_loss",)
         losses = " | ".join(_span([row[key] for row in last], "{:.3f}") for key in keys)
-        lines.append(f"| {NAMES[optimizer]} | {cell} | {losses} | {steps:,} | {seconds:.0f} | {seconds / steps:.3f} |")
+        lines.append(f"| {NAMES[optimizer]} | {cell} | {losses} | {last[0]['step']:,} |")
     seeds = len({row["seed"] for row in rows})
     lines += ["", f"{seeds} seed{'s' if seeds > 1 else ''} after {rows[0]['epochs'][-1]['epoch']} epochs"]
     lines[-1] += "; a span is from the smallest to the largest." if seeds > 1 else "."
-    return "\n".join(lines)
+    lines += _search(TUNED[recipe]) if recipe in TUNED else _seconds(rows)
+    return "\n".join(lines + _cost(recipe))
+
+
+def _cost(recipe: str) -> list[str]:
+    """Return what a step of a recipe takes beside SGD's, where that was measured in turn."""
+    results = _load("recipe_cost")
+    if recipe not in results:
+        return []
+    cells = []
+    for name in ("seng", "adamw"):
+        low, high = results[recipe][name]["quartiles"]
+        cells.append(f"{NAMES[name]} {results[recipe][name]['ratio']:.2f} (quartiles {low:.2f} and {high:.2f})")
+    return ["", f"A step in CPU time beside SGD's, {results[recipe]['sgd_ms']:.0f} ms, in turn: {', '.join(cells)}."]
+
+
+def _seconds(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the time of training, where runs are so short that they met the same load."""
+    found = []
+    for optimizer in dict.fromkeys(row["optimizer"] for row in rows):
+        seconds = [row["epochs"][-1]["seconds"] for row in rows if row["optimizer"] == optimizer]
+        found.append(f"{NAMES[optimizer]} {median(seconds):.0f} s")
+    return ["", f"Training took {', '.join(found)}, on a machine shared with others."]
+
+
+def _search(task: str) -> list[str]:
+    """Return the best trial of each method, by the loss on training samples that no trial trains on."""
+    rows = [row for row in _load("tuning")[task]["search"] if row["seed"] == 0]
+    lines = ["", "The best trial of each method, by the loss on training data held out:", ""]
+    lines += ["| method | trials | best rate | loss held out | CPU seconds a trial |", "|---|---|---|---|---|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        best = min((row for row in own if row["loss"] is not None), key=lambda row: row["loss"])
+        seconds = median(row["cpu_seconds"] for row in own if row["loss"] is not None)
+        lines.append(f"| {method} | {len(own)} | {best['lr']:g} | {best['loss']:.3f} | {seconds:.0f} |")
+    return lines
 
 
 def paper_page(recipe: str) -> str:

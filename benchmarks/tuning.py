@@ -44,6 +44,7 @@ LAWS: dict[str, Settings] = {
     "linear, warm-up": LINEAR | WARM_UP,
     "cosine, warm-up": {"schedule.name": "cosine"} | WARM_UP,
 }
+OF_256 = {"batch_size": "256"}  # the recipe's batches are smaller
 AS_ONE_SYSTEM = {
     "refresh_every": "1",
     "curvature_batch": "current",
@@ -90,18 +91,18 @@ class Task:
 
 
 AUTOENCODER = {
-    "SGD": Method("sgd", (0.0005, 0.001, 0.002, 0.003, 0.005), other=("momentum", (0.9, 0.8, 0.95))),
-    "AdamW": Method("adamw", (0.0005, 0.001, 0.0015, 0.002, 0.003), other=("momentum", (0.9, 0.8, 0.95))),
+    "SGD": Method("sgd", (0.0005, 0.001, 0.002, 0.003, 0.005), OF_256, other=("momentum", (0.9, 0.8, 0.95))),
+    "AdamW": Method("adamw", (0.0005, 0.001, 0.0015, 0.002, 0.003), OF_256, other=("momentum", (0.9, 0.8, 0.95))),
     "SENG, power 1, AdamW": Method(
         "seng",
         (0.0005, 0.001, 0.0015, 0.002, 0.003),
-        AS_ONE_SYSTEM | {"optimizer.seng.power": "1", "base": "adamw"},
+        AS_ONE_SYSTEM | OF_256 | {"optimizer.seng.power": "1", "base": "adamw"},
         other=("damping", (0.2, 0.1, 0.3)),
     ),
     "SENG": Method(
         "seng",
         (0.03, 0.05, 0.07, 0.1, 0.15),
-        AS_ONE_SYSTEM | {"tolerance": "0.03"},
+        AS_ONE_SYSTEM | OF_256 | {"tolerance": "0.03"},
         other=("damping", (0.1, 0.03, 0.05)),
     ),
 }
@@ -137,8 +138,11 @@ TASKS = {
         laws=("cosine, warm-up",),
         methods={
             "SGD": Method("sgd", (0.03, 0.1, 0.3, 1.0)),
-            "AdamW": Method("adamw", (0.001, 0.003, 0.01, 0.03)),
-            "SENG": Method("seng", (0.03, 0.1, 0.3, 1.0)),
+            "AdamW": Method("adamw", (0.0003, 0.001, 0.003, 0.01)),
+            "SENG": Method("seng", (0.01, 0.03, 0.1, 0.3)),
+            "Muon": Method(  # damping without end leaves the gradient to the base
+                "seng", (0.01, 0.02, 0.05, 0.1), {"base": "muon", "optimizer.seng.power": "1", "damping": "1e6"}
+            ),
             "SENG, Muon": Method(
                 "seng", (0.01, 0.02, 0.05, 0.1), {"base": "muon", "optimizer.seng.power": "1", "damping": "0.3"}
             ),

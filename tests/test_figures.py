@@ -52,7 +52,7 @@ def test_recipes_reach_their_accuracies() -> None:
     assert median(reached("fashion-autoencoder", "seng", "test_loss")) <= 7.2
 
 
-@pytest.mark.parametrize("recipe", ["digits", "fashion-autoencoder"])
+@pytest.mark.parametrize("recipe", ["digits", "fashion-autoencoder", "fashion-resnet", "char-gpt"])
 def test_recipes_are_compared_on_equal_terms(recipe: str) -> None:
     rows = result("recipes")[recipe]
     seen = {name: {row["seed"] for row in rows if row["optimizer"] == name} for name in ("seng", "sgd", "adamw")}

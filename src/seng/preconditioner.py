@@ -231,12 +231,12 @@ class Preconditioner:
 
     def _pass_through(self, done: set[str]) -> None:
         """Scale what no curvature reaches, so that it moves at the pace of the rest."""
-        pace = self._reach.pace(self.options, self._step) if self.options.natural else None
-        if pace is None:  # or all gradients were zero
-            return
         rest = [g for name, own in present(self._layout).items() if name not in done for g in own]
-        for gradient in (*passing(self._layout), *rest):
-            gradient.mul_(pace)
+        unreached = [*passing(self._layout), *rest]
+        pace = self._reach.pace(self.options, self._step) if unreached and self.options.natural else None
+        if pace is not None:  # else all gradients were zero
+            for gradient in unreached:
+                gradient.mul_(pace)
 
     # -- what a step works on -----------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ from ..errors import choose
 from ..train.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
 
 OPTIMIZERS = {
-    "seng": OptimizerConfig("seng", lr=0.1, weight_decay=0.0, seng=SengConfig()),
+    "seng": OptimizerConfig("seng", lr=0.03, weight_decay=0.0, seng=SengConfig()),
     "sgd": OptimizerConfig("sgd", lr=0.1, weight_decay=0.0),
-    "adamw": OptimizerConfig("adamw", lr=0.002, weight_decay=0.01),
+    "adamw": OptimizerConfig("adamw", lr=0.001, weight_decay=0.01),
 }
 
 
@@ -25,7 +25,7 @@ def char_gpt(optimizer: str = "seng") -> RunConfig:
         model=ModelConfig("char-transformer", widths=(128, 512, 512, 512, 512), heads=4),
         data=DataConfig("python-topics", size=128, augment=True),
         optimizer=choose(OPTIMIZERS, optimizer, call="char_gpt", option="optimizer"),
-        schedule=ScheduleConfig("cosine", warmup_epochs=0.5),
+        schedule=ScheduleConfig("cosine", warmup_epochs=0.25),
         epochs=5,
         batch_size=32,
         threads=1,

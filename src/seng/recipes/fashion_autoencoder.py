@@ -13,24 +13,24 @@ EACH_STEP = SengConfig(
     curvature_batch="current",
     estimator="exact",
     reweight=True,
-    tolerance=0.03,
+    tolerance=0.2,
     distributed="none",
 )
 VARIANTS = {
     "seng": Variant(
-        OptimizerConfig("seng", lr=0.1, weight_decay=0.0, seng=EACH_STEP), ScheduleConfig(), epochs=3, batch_size=256
+        OptimizerConfig("seng", lr=0.07, weight_decay=0.0, seng=EACH_STEP), ScheduleConfig(), epochs=3, batch_size=200
     ),
     "sgd": Variant(
         OptimizerConfig("sgd", lr=0.002, momentum=0.95, weight_decay=0.0),
         ScheduleConfig("constant"),
         epochs=3,
-        batch_size=256,
+        batch_size=200,
     ),
     "adamw": Variant(
-        OptimizerConfig("adamw", lr=0.002, momentum=0.8, weight_decay=0.01),
+        OptimizerConfig("adamw", lr=0.002, weight_decay=0.01),
         ScheduleConfig(warmup_epochs=0.25),
         epochs=3,
-        batch_size=256,
+        batch_size=200,
     ),
 }
 

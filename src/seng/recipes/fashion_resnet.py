@@ -7,7 +7,7 @@ from ..train.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, 
 
 OPTIMIZERS = {
     "seng": OptimizerConfig("seng", lr=0.1, seng=SengConfig()),
-    "sgd": OptimizerConfig("sgd", lr=0.1),
+    "sgd": OptimizerConfig("sgd", lr=0.3),
     "adamw": OptimizerConfig("adamw", lr=0.003, weight_decay=0.01),
 }
 

@@ -38,7 +38,7 @@ class Reach:
         places = [k for k, name in enumerate(self._names) if name in self._own]
         if places:
             found, usable = zip(*(self._own[self._names[k]] for k in places), strict=True)
-            own = torch.stack([mean.to(found[0].device).double() for mean in found]).cpu()
+            own = torch.stack([mean.to(found[0].device) for mean in found]).double().cpu()
             means[places] = torch.where(torch.tensor(usable), own, UNUSABLE)
         table = strategy.tables(means, "means")
         if strategy.pooled:  # each block's curvature is one, whoever holds it
