@@ -35,7 +35,7 @@ def test_command_is_understood(command: list[str]) -> None:
 
 
 def test_commands_are_found() -> None:
-    assert {command[0] for command in COMMANDS} == {"recipes", "plan", "train", "report"}
+    assert {command[0] for command in COMMANDS} == {"recipes", "plan", "train", "report", "science", "theory"}
     assert {argument for command in COMMANDS for argument in command} >= set(RECIPES)
 
 
