@@ -162,9 +162,10 @@ def main() -> None:
             for world in WORLDS:
                 multiprocessing.spawn(worker, (world, name, chosen.rounds, folder), nprocs=world)  # type: ignore[attr-defined]
                 found[world] = json.loads(Path(folder, f"{world}.json").read_text())
-        result[name] = {"weak_scaling": weak_scaling(found), "model": foretold(name, found, cores)}
+        foretelling = foretold(name, found, cores)
+        result[name] = {"rounds": chosen.rounds, "weak_scaling": weak_scaling(found), "model": foretelling}
         print(name, json.dumps(result[name], indent=1), sep="\n", flush=True)
-        save("ranks", {"steps_between_refreshes": STEPS, "rounds": chosen.rounds, **result})
+        save("ranks", {**result, "steps_between_refreshes": STEPS})
 
 
 if __name__ == "__main__":
