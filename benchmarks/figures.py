@@ -5,16 +5,13 @@ python benchmarks/figures.py --write    # replaces what stands between the marks
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
+from rendered import ROOT, load, render
+
 COSTS = {
     (
         "autoencoder",
@@ -32,7 +29,7 @@ PAPER = ("cifar10-resnet18", "cifar10-vgg16bn", "imagenet-resnet50")
 
 def readme() -> str:
     """Return the README's section on numbers."""
-    cost = _load("step_cost")
+    cost = load("step_cost")
     where = cost["environment"]
     lines = [
         f"One thread of {where['processor']}, torch {where['torch']}, batch 256. Whole training steps, SGD's in turn"
@@ -56,7 +53,7 @@ def readme() -> str:
 
 def recipe_page(recipe: str) -> str:
     """Return a recipe's results: runs of the command line, one after the other."""
-    results = _load("recipes")
+    results = load("recipes")
     where = results["environment"]
     rows = results[recipe]
     figure, cells = _cells(recipe)
@@ -77,7 +74,7 @@ def recipe_page(recipe: str) -> str:
 
 def _cost(recipe: str) -> list[str]:
     """Return what a step of a recipe takes beside SGD's, where that was measured in turn."""
-    results = _load("recipe_cost")
+    results = load("recipe_cost")
     if recipe not in results:
         return []
     cells = []
@@ -98,7 +95,7 @@ def _seconds(rows: list[dict[str, Any]]) -> list[str]:
 
 def _search(task: str) -> list[str]:
     """Return the best trial of each method, by the loss on training samples that no trial trains on."""
-    rows = [row for row in _load("tuning")[task]["search"] if row["seed"] == 0]
+    rows = [row for row in load("tuning")[task]["search"] if row["seed"] == 0]
     lines = ["", "The best trial of each method, by the loss on training data held out:", ""]
     lines += ["| method | trials | best rate | loss held out | CPU seconds a trial |", "|---|---|---|---|---|"]
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -111,7 +108,7 @@ def _search(task: str) -> list[str]:
 
 def paper_page(recipe: str) -> str:
     """Return what a step of one of the paper's networks costs here."""
-    results = _load("paper_steps")
+    results = load("paper_steps")
     where, found = results["environment"], results["recipes"][recipe]
     seconds, shape = found["seconds"], found["shape"]
     cells = [*(f"{seconds[name]:.2f}" for name in ("sgd", "adamw", "seng")), f"{found['seconds_of_refresh']:.2f}"]
@@ -133,7 +130,7 @@ def distributed_page() -> str:
 
 
 def _measured_ranks() -> list[str]:
-    results = _load("ranks")
+    results = load("ranks")
     where = results["environment"]
     lines = [
         f"Ranks of one thread, {where['cores']} cores of {where['processor']}, torch {where['torch']}, gloo, refreshed"
@@ -159,7 +156,7 @@ def _measured_ranks() -> list[str]:
 
 
 def _foretold_gpus() -> list[str]:
-    results = _load("resnet50_ranks")
+    results = load("resnet50_ranks")
     assumed, rows = results["assumed"], results["forecasts"]
     network = assumed["network"]
     lines = [
@@ -185,7 +182,7 @@ def _foretold_gpus() -> list[str]:
 
 def _cells(recipe: str) -> tuple[str, dict[str, str]]:
     """Return what a recipe is judged by, and its value for each optimizer."""
-    rows = _load("recipes")[recipe]
+    rows = load("recipes")[recipe]
     accurate = recipe != "char-gpt" and rows[0]["epochs"][-1]["test_accuracy"] is not None
     key, form, scale = ("test_accuracy", "{:.1f}%", 100) if accurate else ("test_loss", "{:.2f}", 1)
     values = {
@@ -208,28 +205,5 @@ PAGES: dict[str, Callable[[], str]] = {
 }
 
 
-def section(page: str) -> str:
-    """Return what stands between the marks of a page's text."""
-    return page.split(BEGIN)[1].split(END)[0].strip()
-
-
-def _load(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def main() -> None:
-    """Print the sections, or write them into their pages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--write", action="store_true")
-    write = parser.parse_args().write
-    for name, render in PAGES.items():
-        if not write:
-            print(f"{name}\n\n{render()}\n")
-            continue
-        path = ROOT / name
-        before, after = path.read_text().split(BEGIN)
-        path.write_text(f"{before}{BEGIN}\n\n{render()}\n\n{END}{after.split(END)[-1]}")
-
-
 if __name__ == "__main__":
-    main()
+    render(PAGES)

@@ -5,19 +5,16 @@ python benchmarks/science_figures.py --write    # replaces what stands between t
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
+
+from rendered import ROOT, load, render
 
 from seng.science import METHODS, PROBLEMS, Record
 from seng.science.pictures import draw_errors
 
-ROOT = Path(__file__).parent.parent
 ASSETS = ROOT / "docs" / "assets"
-BEGIN, END = "<!-- numbers -->", "<!-- end of numbers -->"
 Row = dict[str, Any]
 
 
@@ -115,30 +112,5 @@ def draw() -> None:
         draw_errors(curves, ASSETS / f"science-{problem}.png", f"{problem}, seed of median error")
 
 
-def section(page: str) -> str:
-    """Return what stands between the marks of a page's text."""
-    return page.split(BEGIN)[1].split(END)[0].strip()
-
-
-def load(name: str) -> Row:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def main() -> None:
-    """Print the sections, or write them into their pages and draw the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--write", action="store_true")
-    write = parser.parse_args().write
-    for name, render in PAGES.items():
-        if not write:
-            print(f"{name}\n\n{render()}\n")
-            continue
-        path = ROOT / name
-        before, after = path.read_text().split(BEGIN)
-        path.write_text(f"{before}{BEGIN}\n\n{render()}\n\n{END}{after.split(END)[-1]}")
-    if write:
-        draw()
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__" and render(PAGES):
+    draw()

@@ -74,15 +74,6 @@ EACH_STEP: dict[str, Make] = {
     "exact, power 1, current batch, reweight": seng_with(
         refresh_every=1, power=1.0, estimator="exact", curvature_batch="current", reweight=True, distributed="none"
     ),
-    "exact, power 0.5, current batch, reweight, tolerance": seng_with(
-        refresh_every=1,
-        damping=0.05,
-        estimator="exact",
-        curvature_batch="current",
-        reweight=True,
-        tolerance=0.03,
-        distributed="none",
-    ),
     "exact, power 1, previous batch": seng_with(refresh_every=1, power=1.0, estimator="exact"),
     "exact, power 0.5, current batch": seng_with(refresh_every=1, estimator="exact", curvature_batch="current"),
     "exact, power 0.5, previous batch": seng_with(refresh_every=1, estimator="exact"),

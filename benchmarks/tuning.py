@@ -1,6 +1,6 @@
-"""Search the settings of SGD, AdamW and SENG alike; then run the best on test data, and time their steps.
+"""Search the settings of SGD, AdamW and SENG alike; then run the best on test data.
 
-    python benchmarks/tuning.py autoencoder|resnet|char-gpt [search] [final] [cost]
+    python benchmarks/tuning.py autoencoder|resnet|char-gpt [search] [final]
 
 A search trains on part of the training data and compares losses on other training samples: test data are seen by final
 runs alone. Each method has as many trials as any other: its learning rates under every law, then, at the best law,
@@ -16,10 +16,10 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -75,7 +75,6 @@ class Task:
         laws: of the learning rate that are tried.
         seeds: of final runs.
         again: more seeds for the best of a search, which begins with seed 0.
-        cycle: steps whose time is averaged, so that refreshes have their share.
     """
 
     recipe: str
@@ -87,7 +86,6 @@ class Task:
     final: Settings = field(default_factory=dict)
     seeds: tuple[int, ...] = (1,)
     again: tuple[int, ...] = ()
-    cycle: int = 10
 
 
 AUTOENCODER = {
@@ -277,47 +275,21 @@ def finish(record: Record, task: Task, best: dict[str, Any]) -> None:
             record.add("final", settings | {"seed": seed} | run(build_session(chosen(task, best, seed))))
 
 
-def steps(session: Session) -> Iterator[float]:
-    """Take steps on batches of the training data and yield the CPU seconds of each."""
-    size = session.config.batch_size
-    for indices in itertools.cycle(torch.arange(len(session.data.train)).split(size)[:-1]):
-        inputs, targets = session.data.train.batch(indices)
-        start = time.process_time()
-        session.optimizer.zero_grad()
-        session.loss(session.model(inputs), targets).backward()
-        session.optimizer.step()
-        session.schedule.step()
-        yield time.process_time() - start
-
-
-def cost(record: Record, task: Task, best: dict[str, Any], sgd: dict[str, Any], cycles: int = 8) -> None:
-    """Take steps in turn with SGD's; the median over cycles of the ratio of their sums. The first cycle is left out."""
-    ours, theirs = (steps(build_session(chosen(task, row, task.seeds[0]))) for row in (best, sgd))
-    pairs = [(next(ours), next(theirs)) for _ in range(task.cycle * (1 + cycles))][task.cycle :]
-    parts = [zip(*pairs[k : k + task.cycle], strict=True) for k in range(0, len(pairs), task.cycle)]
-    sums = [(sum(a), sum(b)) for a, b in parts]
-    row = {"method": best["method"], "ratio": round(median(a / b for a, b in sums), 3)}
-    record.add("cost", row | {"sgd_cpu_ms": round(1e3 * median(b for _, b in sums) / task.cycle, 2), "cycles": cycles})
-
-
 def main() -> None:
     """Run the stages of a task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("task", choices=sorted(TASKS))
-    parser.add_argument("stages", nargs="*", help="search, final, cost; all by default")
+    parser.add_argument("stages", nargs="*", help="search, final; both by default")
     parser.add_argument("--method", help="only this one")
     chosen_by_user = parser.parse_args()
     torch.set_num_threads(1)
     task, record = TASKS[chosen_by_user.task], Record(chosen_by_user.task)
-    stages = chosen_by_user.stages or ["search", "final", "cost"]
+    stages = chosen_by_user.stages or ["search", "final"]
     names = [name for name in task.methods if chosen_by_user.method in (None, name)]
     best = {name: search(record, task, name) for name in names}
     if "final" in stages:
         for row in best.values():
             finish(record, task, row)
-    if "cost" in stages:
-        for row in best.values():
-            cost(record, task, row, search(record, task, "SGD"))
 
 
 if __name__ == "__main__":

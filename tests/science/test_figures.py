@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from statistics import median
@@ -11,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from ..scripts import benchmark
+
 ROOT = Path(__file__).parents[2]
+RENDERED = benchmark("rendered")
 PAGES = ("docs/science.md", "docs/theory.md")
 REACHED = {"poisson-2d": 5e-5, "burgers": 1e-3}  # by the natural gradient, median relative L2 error
 AHEAD = {"adam": 30.0, "soap": 30.0, "lbfgs": 1.0}  # how many times larger the other methods' errors are at least
@@ -19,23 +21,18 @@ AHEAD = {"adam": 30.0, "soap": 30.0, "lbfgs": 1.0}  # how many times larger the 
 
 @pytest.fixture(scope="module")
 def figures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("science_figures", ROOT / "benchmarks" / "science_figures.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("science_figures")
 
 
 def errors(figures: ModuleType, problem: str, method: str) -> list[float]:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = figures.grouped(figures.load("science")["trials"])
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = figures.grouped(RENDERED.load("science")["trials"])
     return [row["error"] for row in figures.judged(groups[problem, method])[1]]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_page_shows_the_committed_results(figures: ModuleType, page: str) -> None:
     assert set(figures.PAGES) == set(PAGES)
-    assert figures.section((ROOT / page).read_text()) == figures.PAGES[page]()
+    assert RENDERED.section((ROOT / page).read_text()) == figures.PAGES[page]()
 
 
 @pytest.mark.parametrize("problem", REACHED)
@@ -53,14 +50,14 @@ def test_natural_gradient_is_ahead_at_equal_seconds(figures: ModuleType, method:
 @pytest.mark.parametrize("problem", ["heat", "burgers", "helmholtz", "inverse-poisson", "poisson-5d"])
 def test_natural_gradient_is_ahead_on_every_equation(figures: ModuleType, problem: str) -> None:
     ours = median(errors(figures, problem, "natural"))
-    groups = figures.grouped(figures.load("science")["trials"])
+    groups = figures.grouped(RENDERED.load("science")["trials"])
     others = [method for name, method in groups if name == problem and method != "natural"]
     assert {"soap", "lbfgs"} <= set(others)
     assert all(2 * ours < median(errors(figures, problem, method)) for method in others)
 
 
 def test_trials_had_equal_budgets(figures: ModuleType) -> None:
-    for (problem, _), rows in figures.grouped(figures.load("science")["trials"]).items():
+    for (problem, _), rows in figures.grouped(RENDERED.load("science")["trials"]).items():
         assert len({row["budget"] for row in rows}) == 1
         assert all(row["budget"] <= row["seconds"] <= 1.25 * row["budget"] for row in rows), problem
 
