@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import seng
+from seng.curvature import Curvature, refresh
 from seng.errors import OptionError, OrderError
+from seng.factors import Explicit
 
 ROUNDING = 1e-12  # float64, five steps; the two ways sum the same products in another order
 NEEDED: dict[str, Any] = {
@@ -162,3 +165,26 @@ def test_step_before_backward_is_refused() -> None:
 def test_options_that_need_gradients_are_refused(name: str, value: Any) -> None:
     with pytest.raises(OptionError, match=f"reweight does not go with this {name}"):
         seng.SENG(network(), reweight=True, **{**NEEDED, name: value})
+
+
+def test_rows_of_other_layers_are_held_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Explicit]] = []
+    most: list[int] = []
+
+    def watched(*args: Any) -> tuple[Curvature, int]:
+        curvature, failed = refresh(*args)
+        if isinstance(curvature.factor, Explicit):
+            alive.append(weakref.ref(curvature.factor))
+        most.append(sum(factor() is not None for factor in alive))
+        return curvature, failed
+
+    monkeypatch.setattr("seng.refreshing.refresh.refresh", watched)
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 3), nn.Flatten()]
+    model = nn.Sequential(*convolutions, nn.Linear(72, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    optimizer = seng.SENG(model, reweight=True, power=0.5, **NEEDED)
+    loss_of(model, torch.randn(6, 2, 12, 12, dtype=torch.float64)).backward()
+    optimizer.step()
+    assert len(alive) == 3
+    assert len(most) == 5
+    assert max(most) == 1

@@ -110,7 +110,7 @@ class NoRefresh:
         """Make the curvature of the blocks that ranks factorise for one another. A collective call."""
 
     def at_once(self) -> None:
-        """Make the curvature of all blocks before the first is used, where systems are solved faster together."""
+        """Make curvature before it is used where that is faster and keeps no more than what was captured."""
 
     def finish(self) -> None:
         """Make what is left, and tell all ranks what is held now. A collective call."""
@@ -176,15 +176,20 @@ class Refresh(NoRefresh):
         options, held = self._all.sharing.options, self._all.curvature
         if options.power == 1.0 or not options.serves_once(self._step):
             return
-        for name in self._all.layout.blocks:
+        names = [name for name in self._all.layout.blocks if name in self._all.sharing.reweighted]
+        for name in names:
             self.block(name)
         with self._all.span("refresh"):
-            held |= solve_rows({name: own for name, own in held.items() if own.step == self._step}, options)
+            held |= solve_rows({name: held[name] for name in names if self._made_now(name)}, options)
 
     def finish(self) -> None:
         self.shared()
         self._all.thin.adopt()
         self._all.reach.share(self._all.sharing.strategy)
+
+    def _made_now(self, name: str) -> bool:
+        held = self._all.curvature.get(name)
+        return held is not None and held.step == self._step
 
     def _done(self, name: str, failed: int | None) -> None:
         """Count what failed, and take note of what there is."""

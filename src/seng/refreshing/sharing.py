@@ -124,14 +124,15 @@ class Sharing:
         layout: The model's blocks.
         options: Of the preconditioner.
         strategy: What ranks do together; "auto" settles on another at the first refresh.
-        reweighted: Names of blocks whose direction takes the place of the weight gradient.
+        reweighted: Names of blocks whose direction takes the place of the weight gradient; U is what was captured.
     """
 
     def __init__(self, layout: Layout, options: Options, strategy: Strategy, reweighted: frozenset[str]):
         self.strategy = strategy
         self.choices: dict[str, Choice] = {}
         self.options = options
-        self._layout, self._reweighted = layout, reweighted
+        self.reweighted = reweighted
+        self._layout = layout
         self._entries = [(block, k) for block in layout.blocks.values() for k in _kinds(block)]
         self._planned_for: tuple[object, ...] | None = None
 
@@ -252,7 +253,7 @@ class Sharing:
                 sizes[name] = Size.of_block(ios, options, block.compute_dtype.itemsize)
         if options.memory_budget is not None and strategy.pooled:  # each rank holds its share
             options = options.with_(memory_budget=options.memory_budget * strategy.world)
-        return choose_all(sizes, options, interval, "step()", self._reweighted) if sizes else {}
+        return choose_all(sizes, options, interval, "step()", self.reweighted) if sizes else {}
 
     def _loads(
         self, census: Census, choices: Mapping[str, Choice], columns: Mapping[str, int], strategy: Strategy
