@@ -1,12 +1,15 @@
 """Steps of several processes: weak scaling beside DistributedDataParallel's own, and how well they are foretold.
 
-    python benchmarks/ranks.py [--only NAME] [--rounds 7]
+    python benchmarks/ranks.py [--only NAME] [--rounds 15] [--worlds 1 2 4]
 
 Every rank has one thread and the same number of samples, whatever the number of ranks. Plain SGD and the strategies are
-measured in turn, in one process a rank, ten steps (one interval between refreshes) at a time, by the slowest rank;
-medians of the rounds. The alpha-beta model is given what one rank measured, a plain step and the rate of curvature's
-work, and the all-reduces of two ranks; it then foretells the steps of two and four. Where there are more ranks than
-cores, they take turns, and work takes as many times as long.
+measured in turn, in one process a rank, ten steps (one interval between refreshes) at a time. All ranks begin a step
+together and the slowest counts. The time of a step is that of the median refresh and nine times the median of the other
+steps, over ten: what else the machine does falls on single steps.
+
+The alpha-beta model is given what one process alone measured: a plain step, and the rates of refreshes and of
+preconditioning with the samples of one, two and four ranks. Two ranks give the all-reduce, and replicas that exchange
+nothing how much slower cores become when all of them work, or take turns.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +39,8 @@ from seng.train.models import deep_autoencoder, small_resnet
 
 WORLDS = (1, 2, 4)
 STEPS = 10  # one interval between refreshes
-VARIANTS = ("plain", "local", "global", "sharded")
+STRATEGIES = ("local", "global", "sharded")
+VARIANTS = ("alone", "plain", *STRATEGIES)  # SGD on replicas that exchange nothing, on replicas that do, and SENG
 SIZES = (8, 2**22)  # bytes of the all-reduces that latency and bandwidth are read off
 TASKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "small ResNet, 64 pictures a rank": (lambda: small_resnet((16, 32, 64), 1, 10), (64, 1, 28, 28)),
@@ -43,10 +48,56 @@ TASKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def optimizer_of(variant: str, model: nn.Module) -> Optimizer:
-    if variant == "plain":
-        return SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
-    return seng.SENG(model, lr=1e-4, weight_decay=0.0, refresh_every=STEPS, distributed=variant)
+class Replica:
+    """A model, its optimizer, and the times of its steps.
+
+    Args:
+        variant: One of VARIANTS.
+        model: Its own.
+        x: Its batch.
+        agreed: Turns a time of this rank into the one that counts.
+    """
+
+    def __init__(self, variant: str, model: nn.Module, x: Tensor, agreed: Callable[[float], float] = float):
+        parameters = model.parameters()
+        self.optimizer: Optimizer = (
+            seng.SENG(model, lr=1e-4, weight_decay=0.0, refresh_every=STEPS, distributed=variant)
+            if variant in STRATEGIES or variant == "none"
+            else SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
+        )
+        exchanges = dist.is_initialized() and variant != "alone"
+        self.model = DistributedDataParallel(model) if exchanges else model
+        self.x, self.agreed = x, agreed
+        self.whole: list[list[float]] = [[] for _ in range(STEPS)]
+        self.last: list[list[float]] = [[] for _ in range(STEPS)]  # of the optimizer alone
+
+    def interval(self) -> None:
+        """Take the steps from one refresh to the next."""
+        for whole, last in zip(self.whole, self.last, strict=True):
+            if dist.is_initialized():
+                dist.barrier()
+            begun = time.perf_counter()
+            self.optimizer.zero_grad()
+            self.model(self.x).square().sum().div(len(self.x)).backward()
+            back = time.perf_counter()
+            self.optimizer.step()
+            ended = time.perf_counter()
+            whole.append(self.agreed(ended - begun))
+            last.append(ended - back)
+
+    def forget(self) -> None:
+        """Leave out what was measured so far."""
+        for own in [*self.whole, *self.last]:
+            own.clear()
+
+    def refresh_and_rest(self, times: list[list[float]]) -> tuple[float, float]:
+        """Return the seconds of a refresh step and of another."""
+        return median(times[0]), median(chain(*times[1:]))
+
+    def seconds(self) -> float:
+        """Return the seconds of a step."""
+        refresh, rest = self.refresh_and_rest(self.whole)
+        return (refresh + (STEPS - 1) * rest) / STEPS
 
 
 def worker(rank: int, world: int, name: str, rounds: int, folder: str) -> None:
@@ -56,46 +107,51 @@ def worker(rank: int, world: int, name: str, rounds: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
     make, shape = TASKS[name]
     torch.manual_seed(0)
-    models = {variant: make() for variant in VARIANTS}
-    optimizers = {variant: optimizer_of(variant, model) for variant, model in models.items()}
-    replicas = {variant: DistributedDataParallel(model) for variant, model in models.items()}
     x = torch.rand(shape, generator=torch.Generator().manual_seed(rank))
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for turn in range(rounds + 1):
-        for variant in VARIANTS:
-            passed = slowest(lambda v=variant: steps(replicas[v], optimizers[v], x))
-            if turn:  # the first round warms up
-                seconds[variant].append(passed / STEPS)
-    sums = [median(slowest(lambda n=n: all_reduce(n)) for _ in range(30)) for n in SIZES] if world > 1 else None
-    plans = {variant: optimizer.preconditioner.plan for variant, optimizer in optimizers.items() if variant != "plain"}  # type: ignore[attr-defined]
+    replicas = {variant: Replica(variant, make(), x, slowest) for variant in VARIANTS}
+    measure(list(replicas.values()), rounds)
+    sums = [median(all_reduce(n) for _ in range(30)) for n in SIZES] if world > 1 else None
     if rank == 0:
-        found = {"ms": {variant: 1e3 * median(own) for variant, own in seconds.items()}, "all_reduce_seconds": sums}
-        found["flops"] = {variant: max(plan.flops) for variant, plan in plans.items()}
+        found = {"seconds": {key: own.seconds() for key, own in replicas.items()}, "all_reduce_seconds": sums}
         Path(folder, f"{world}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def steps(model: nn.Module, optimizer: Optimizer, x: Tensor) -> None:
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        out = model(x)
-        out.square().sum().div(len(x)).backward()
-        optimizer.step()
+def measure(replicas: list[Replica], rounds: int) -> None:
+    """Let replicas take their steps in turn; the first round warms up."""
+    for turn in range(rounds + 1):
+        for replica in replicas:
+            replica.interval()
+            if not turn:
+                replica.forget()
 
 
-def all_reduce(nbytes: int) -> None:
-    dist.all_reduce(torch.zeros(nbytes // 4))
-
-
-def slowest(run: Callable[[], None]) -> float:
-    """Return the seconds of the rank that took longest, all having begun together."""
+def all_reduce(nbytes: int) -> float:
     dist.barrier()
-    start = time.perf_counter()
-    run()
-    passed = torch.tensor(time.perf_counter() - start)
-    dist.all_reduce(passed, dist.ReduceOp.MAX)
-    return float(passed)
+    begun = time.perf_counter()
+    dist.all_reduce(torch.zeros(nbytes // 4))
+    return slowest(time.perf_counter() - begun)
+
+
+def slowest(seconds: float) -> float:
+    """Return the most that any rank gives."""
+    found = torch.tensor(seconds)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return float(found)
+
+
+def rates(name: str, samples: int, rounds: int) -> tuple[float, float]:
+    """Return the operations a second of refreshes and of preconditioning in one process with so many samples."""
+    make, shape = TASKS[name]
+    x = torch.rand((samples, *shape[1:]))
+    curved, plain = Replica("none", make(), x), Replica("alone", make(), x)
+    measure([curved, plain], rounds)
+    (refresh, rest), (_, base) = (own.refresh_and_rest(own.last) for own in (curved, plain))
+    plan = seng.plan(make(), x, refresh_every=STEPS)
+    refreshing = sum(row.choice.refresh_flops for row in plan.rows)
+    applying = sum(row.choice.apply_flops for row in plan.rows)
+    return refreshing / (refresh - rest), applying / (rest - base)
 
 
 def network_of(seconds: list[float], ranks: int) -> Network:
@@ -105,44 +161,52 @@ def network_of(seconds: list[float], ranks: int) -> Network:
     return Network(small / messages, messages * share / max(large - small, 1e-9))
 
 
-def foretold(name: str, found: dict[int, dict[str, Any]], cores: int) -> dict[str, Any]:
-    """Return what the model tells of two and four ranks, and how far off it is."""
+def foretold(name: str, found: dict[int, dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """Return what the model tells of several ranks, and how far off it is."""
     make, shape = TASKS[name]
-    alone, network = found[1]["ms"], network_of(found[2]["all_reduce_seconds"], 2)
-    work = 1e-3 * (alone["local"] - alone["plain"])
-    rate = found[1]["flops"]["local"] / work
+    torch.set_num_threads(1)
+    alone, network = found[1]["seconds"]["alone"], network_of(found[2]["all_reduce_seconds"], 2)
+    speed = {world: rates(name, shape[0] * world, rounds) for world in found}
     result: dict[str, Any] = {
         "latency_us": round(1e6 * network.latency, 1), "bandwidth_gb": round(network.bandwidth / 1e9, 3),
-        "rate_gflops": round(rate / 1e9, 2), "ranks": {},
+        "rates_gflops": {str(world): [round(rate / 1e9, 2) for rate in own] for world, own in speed.items()},
+        "slower": {}, "ranks": {},
     }  # fmt: skip
-    for world in WORLDS[1:]:
-        turns = max(1.0, world / cores)
-        seconds = 1e-3 * alone["plain"] * turns
-        rows = forecasts(make(), torch.rand(shape), [world], network, rate / turns, seconds, refresh_every=STEPS)
-        own = {row.strategy: 1e3 * row.seconds for row in rows}
+    for world in list(found)[1:]:
+        seconds = found[world]["seconds"]
+        slower = seconds["alone"] / alone
+        own: dict[str, float] = {}
+        for strategies, samples in ((("plain", "local"), 1), (("global", "sharded"), world)):
+            refreshing, applying = (rate / slower for rate in speed[samples])
+            rows = forecasts(
+                make(), torch.rand(shape), [world], network, refreshing, seconds["alone"], applying,
+                refresh_every=STEPS,
+            )  # fmt: skip
+            own |= {row.strategy: row.seconds for row in rows if row.strategy in strategies}
+        result["slower"][str(world)] = round(slower, 3)
         result["ranks"][str(world)] = {
             variant: {
-                "measured_ms": round(found[world]["ms"][variant], 2),
-                "foretold_ms": round(own[variant], 2),
-                "error": round(own[variant] / found[world]["ms"][variant] - 1, 3),
+                "measured_ms": round(1e3 * seconds[variant], 2),
+                "foretold_ms": round(1e3 * own[variant], 2),
+                "error": round(own[variant] / seconds[variant] - 1, 3),
             }
-            for variant in VARIANTS
+            for variant in VARIANTS[1:]
         }
     return result
 
 
 def weak_scaling(found: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Return each variant's efficiency from one rank to two, and its share of the plain one's."""
-    one, two = found[1]["ms"], found[2]["ms"]
+    one, two = found[1]["seconds"], found[2]["seconds"]
     plain = one["plain"] / two["plain"]
     return {
         variant: {
-            "one_rank_ms": round(one[variant], 2),
-            "two_ranks_ms": round(two[variant], 2),
+            "one_rank_ms": round(1e3 * one[variant], 2),
+            "two_ranks_ms": round(1e3 * two[variant], 2),
             "efficiency": round(one[variant] / two[variant], 3),
             "of_plain": round(one[variant] / two[variant] / plain, 3),
         }
-        for variant in VARIANTS
+        for variant in VARIANTS[1:]
     }
 
 
@@ -150,19 +214,20 @@ def main() -> None:
     """Measure, foretell, and write results/ranks.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", choices=list(TASKS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    path, cores = RESULTS / "ranks.json", os.cpu_count() or 1
+    path = RESULTS / "ranks.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     result.pop("environment", None)
     for name in TASKS if chosen.only is None else [chosen.only]:
         found: dict[int, dict[str, Any]] = {}
         with tempfile.TemporaryDirectory() as folder:
-            for world in WORLDS:
+            for world in chosen.worlds:
                 multiprocessing.spawn(worker, (world, name, chosen.rounds, folder), nprocs=world)  # type: ignore[attr-defined]
                 found[world] = json.loads(Path(folder, f"{world}.json").read_text())
-        foretelling = foretold(name, found, cores)
+        foretelling = foretold(name, found, chosen.rounds)
         result[name] = {"rounds": chosen.rounds, "weak_scaling": weak_scaling(found), "model": foretelling}
         print(name, json.dumps(result[name], indent=1), sep="\n", flush=True)
         save("ranks", {**result, "steps_between_refreshes": STEPS})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -21,7 +23,7 @@ def model() -> nn.Module:
         return nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10), nn.Tanh(), nn.Linear(10, 4))
 
 
-def rows(ranks: list[int], seconds: float | None = None, **options: object):
+def rows(ranks: list[int], seconds: float | None = None, **options: Any):
     found = forecasts(model(), torch.empty(8, 30, device="meta"), ranks, NETWORK, RATE, seconds, **options)
     return {(row.strategy, row.ranks): row for row in found}
 
@@ -59,6 +61,11 @@ def test_four_thousand_ranks_are_foretold():
 def test_rounding_on_the_wire_halves_what_local_receives():
     whole, rounded = rows([8])["local", 8], rows([8], wire_dtype="bfloat16")["local", 8]
     assert rounded.step_bytes - 32 == (whole.step_bytes - 32) // 2
+
+
+def test_preconditioning_has_a_rate_of_its_own():
+    slow, even, fast = (rows([1], step_flops=rate)["local", 1].seconds for rate in (RATE / 2, None, 2 * RATE))
+    assert slow - even == pytest.approx(2 * (even - fast))
 
 
 def test_forecasts_refuse_what_the_optimizer_refuses():

@@ -33,6 +33,7 @@ def forecasts(
     network: Network,
     flops: float,
     seconds: float | None = None,
+    step_flops: float | None = None,
     **options: Any,
 ) -> list[Forecast]:
     """Foretell a step of every strategy on so many ranks, each with a batch like ``inputs``.
@@ -44,6 +45,7 @@ def forecasts(
         network: Between them.
         flops: Operations a second of a rank.
         seconds: Of a step of one rank without curvature, measured; None: from the operations of the layers.
+        step_flops: Operations a second of products of U and vectors, fewer where memory bounds them; None: ``flops``.
         **options: As for ``seng.SENG``.
 
     Returns:
@@ -63,10 +65,11 @@ def forecasts(
     members = {name: own for name, block in layout.blocks.items() if (own := member_io(block, layers))}
     frames = {name: {k: frame_of(io) for k, io in own.items()} for name, own in members.items()}
     samples = next(io.n for own in members.values() for io in own.values())
+    gradient = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     found: list[Forecast] = []
     for world in ranks:
         census = Census((samples,) * world, (frames,) * world)
-        machine = Machine(seconds, flops, sum(p.nbytes for p in model.parameters() if p.requires_grad))
+        machine = Machine(seconds, gradient, flops, step_flops or flops)
         found.append(plain(world, machine, network))
         for strategy in on_paper(world, chosen, Rates(flops, network.bandwidth)):
             sharing = Sharing(layout, chosen, strategy, frozenset())

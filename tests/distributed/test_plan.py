@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -136,8 +137,9 @@ def test_owners_stay_where_they_were() -> None:
 
 
 def test_cheapest_is_by_time_among_those_that_fit() -> None:
-    slow = Plan("local", 2, step_bytes=(2000,) * 2, refresh_bytes=(0, 0), held=(10, 10), flops=(0.0, 0.0))
-    fast = Plan("global", 2, step_bytes=(1000,) * 2, refresh_bytes=(0, 0), held=(90, 90), flops=(0.0, 0.0))
+    nothing: dict[str, Any] = {"refresh_bytes": (0, 0), "refresh_flops": (0.0, 0.0), "step_flops": (0.0, 0.0)}
+    slow = Plan("local", 2, step_bytes=(2000, 2000), held=(10, 10), **nothing)
+    fast = Plan("global", 2, step_bytes=(1000, 1000), held=(90, 90), **nothing)
     assert slow.seconds(RATES) == pytest.approx(2e-3)
     assert cheapest([slow, fast], RATES, None).name == "global"
     assert cheapest([slow, fast], RATES, 50).name == "local"
@@ -147,5 +149,5 @@ def test_cheapest_is_by_time_among_those_that_fit() -> None:
 
 
 def test_plan_spreads_refreshes_over_their_interval() -> None:
-    plan = Plan("local", 1, step_bytes=(0,), refresh_bytes=(10_000,), flops=(1e6,), interval=10)
-    assert plan.seconds(RATES) == pytest.approx(1e-3 + 1e-3)
+    plan = Plan("local", 1, refresh_bytes=(10_000,), refresh_flops=(2e7,), step_flops=(1e6,), interval=10)
+    assert plan.seconds(RATES) == pytest.approx(1e-3 + 2e-3 + 1e-3)

@@ -10,7 +10,7 @@ from seng.distributed.wire import BUCKET
 from seng.errors import OptionError
 
 RING, TREE = Network(1e-3, 1e6), Network(1e-3, 1e6, "tree")  # a message: 1 ms and 1 microsecond a byte
-MACHINE = Machine(step=0.5, flops=1e6, gradient=8000)
+MACHINE = Machine(step=0.5, gradient=8000, refresh_flops=1e6, step_flops=5e5)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,8 @@ def test_local_step_is_work_an_all_reduce_and_coefficients() -> None:
     assert plan.thin == {"b"}
     expected = (
         plain(2, MACHINE, RING).seconds
-        + (3e4 / 10 + 3e3 + 2 * 1e3) / 1e6
+        + 3e4 / 10 / 1e6
+        + (3e3 + 2 * 1e3) / 5e5
         + RING.all_reduce(AGREEMENT, 2)
         + RING.all_reduce(6000, 2)
         + RING.all_gather(2 * 6 * 4, 2)
@@ -85,7 +86,8 @@ def test_sharded_step_is_the_busiest_ranks_work_and_broadcasts() -> None:
     assert plan.owners == {"a": 0, "b": 1}
     expected = (
         plain(2, MACHINE, RING).seconds
-        + (2e4 / 10 + 3e3) / 1e6
+        + 2e4 / 10 / 1e6
+        + 3e3 / 5e5
         + RING.all_reduce(AGREEMENT, 2)
         + RING.broadcast(6000, 2)
         + RING.broadcast(2000, 2)
@@ -98,13 +100,14 @@ def test_global_step_is_an_agreement_and_its_refresh_broadcasts_samples_and_solu
     own = loads(2)
     plan = plan_dealt("global", own, 2, 10, 64, everywhere=True)
     refresh = 2 * RING.all_gather(64, 2) + 2 * RING.broadcast(600, 2) + 2 * RING.broadcast(3000, 2)
-    expected = plain(2, MACHINE, RING).seconds + (2e4 / 10 + 4e3) / 1e6 + RING.all_reduce(AGREEMENT, 2) + refresh / 10
+    work = 2e4 / 10 / 1e6 + 4e3 / 5e5
+    expected = plain(2, MACHINE, RING).seconds + work + RING.all_reduce(AGREEMENT, 2) + refresh / 10
     assert forecast(plan, own, 64, MACHINE, RING).seconds == pytest.approx(expected)
 
 
 def test_one_process_does_its_work_and_sends_nothing() -> None:
-    plan = Plan("none", 1, flops=(2e5,), interval=10)
-    assert forecast(plan, {}, 0, MACHINE, RING).seconds == pytest.approx(0.7)
+    plan = Plan("none", 1, refresh_flops=(1e6,), step_flops=(1e5,), interval=10)
+    assert forecast(plan, {}, 0, MACHINE, RING).seconds == pytest.approx(0.5 + 0.1 + 0.2)
 
 
 def test_parts_of_gradients_are_exchanged_twice() -> None:
@@ -116,5 +119,5 @@ def test_parts_of_gradients_are_exchanged_twice() -> None:
 
 
 def test_large_gradients_go_in_buckets() -> None:
-    large = Machine(0.0, 1.0, 3 * BUCKET)
+    large = Machine(0.0, 3 * BUCKET, 1.0, 1.0)
     assert plain(2, large, RING).seconds == pytest.approx(3 * RING.all_reduce(BUCKET, 2))

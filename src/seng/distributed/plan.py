@@ -75,7 +75,8 @@ class Plan:
         refresh_bytes: What each rank receives at a refresh, on top of a step.
         step_bytes: What each rank receives at every step.
         held: Bytes of curvature on each rank.
-        flops: Operations a step on each rank, refreshes spread over their interval.
+        refresh_flops: Operations of a refresh on each rank.
+        step_flops: Operations of every step on each rank.
         interval: Steps between refreshes.
         reason: Why this strategy, where it was chosen.
     """
@@ -88,22 +89,25 @@ class Plan:
     refresh_bytes: tuple[int, ...] = (0,)
     step_bytes: tuple[int, ...] = (0,)
     held: tuple[int, ...] = (0,)
-    flops: tuple[float, ...] = (0.0,)
+    refresh_flops: tuple[float, ...] = (0.0,)
+    step_flops: tuple[float, ...] = (0.0,)
     interval: int = 1
     reason: str = "asked for"
 
     def seconds(self, rates: Rates) -> float:
-        """Return the estimated time a step of the slowest rank, nothing overlapped."""
-        moved = [
-            step + refresh / self.interval for step, refresh in zip(self.step_bytes, self.refresh_bytes, strict=True)
-        ]
-        return max(f / rates.flops + b / rates.bandwidth for f, b in zip(self.flops, moved, strict=True))
+        """Return the estimated time a step of the slowest rank, refreshes spread, nothing overlapped."""
+        work = self._spread(self.refresh_flops, self.step_flops)
+        moved = self._spread(self.refresh_bytes, self.step_bytes)
+        return max(f / rates.flops + b / rates.bandwidth for f, b in zip(work, moved, strict=True))
+
+    def _spread(self, refresh: tuple[float, ...], step: tuple[float, ...]) -> list[float]:
+        return [own / self.interval + always for own, always in zip(refresh, step, strict=True)]
 
     def __str__(self) -> str:
         return (
             f"{self.name} over {self.world} ranks ({self.reason}): a rank receives at most {max(self.step_bytes):,} "
             f"bytes a step and {max(self.refresh_bytes):,} more at a refresh, holds {max(self.held):,} bytes of "
-            f"curvature and computes {max(self.flops):.1e} operations a step"
+            f"curvature and computes {max(self._spread(self.refresh_flops, self.step_flops)):.1e} operations a step"
         )
 
 
@@ -165,13 +169,11 @@ def plan_local(
                 refresh[rank] += everyones - load.parcels[rank]
             else:
                 step[rank] += load.whole(rank) + load.direction(rank, world - 1)
-    flops = sum(
-        load.refresh_flops / interval + load.apply_flops * (world if name in thin else 1)
-        for name, load in loads.items()
-    )
+    refreshing = sum(load.refresh_flops for load in loads.values())
+    applying = sum(load.apply_flops * (world if name in thin else 1) for name, load in loads.items())
     return Plan(
         "local", world, {}, frozenset(), frozenset(thin), tuple(refresh), tuple(step), (held,) * world,
-        (flops,) * world, interval,
+        (refreshing,) * world, (applying,) * world, interval,
     )  # fmt: skip
 
 
@@ -198,7 +200,7 @@ def plan_dealt(
     owners = dict(owners) if owners is not None else deal(shares(loads, interval), world)
     apart = frozenset(key for key, load in loads.items() if not everywhere or not load.repeatable)
     step, refresh = [AGREEMENT] * world, [overhead] * world
-    held, flops = [0] * world, [0.0] * world
+    held, refreshing, applying = [0] * world, [0.0] * world, [0.0] * world
     for key, load in loads.items():
         everyones = sum(load.parcels)
         for rank in range(world):
@@ -207,16 +209,17 @@ def plan_dealt(
                 step[rank] += load.whole(rank)
                 refresh[rank] += everyones - (load.parcels[rank] if load.parcels else 0)
                 held[rank] += load.held
-                flops[rank] += load.apply_flops
+                applying[rank] += load.apply_flops
             if own:
-                flops[rank] += load.refresh_flops / interval
+                refreshing[rank] += load.refresh_flops
             elif key in apart:
                 step[rank] += load.direction(rank, 1)
             else:
                 refresh[rank] += load.solution
     return Plan(
-        name, world, owners, apart, frozenset(), tuple(refresh), tuple(step), tuple(held), tuple(flops), interval
-    )
+        name, world, owners, apart, frozenset(), tuple(refresh), tuple(step), tuple(held), tuple(refreshing),
+        tuple(applying), interval,
+    )  # fmt: skip
 
 
 def cheapest(plans: Iterable[Plan], rates: Rates, budget: int | None) -> Plan:

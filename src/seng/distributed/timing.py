@@ -64,13 +64,15 @@ class Machine:
 
     Args:
         step: Seconds of forward, backward and the base's step on a rank's samples, as measured or estimated.
-        flops: Operations a second of curvature's work.
         gradient: Bytes of the gradient that replicas average.
+        refresh_flops: Operations a second of a refresh, matrix products and factorisations.
+        step_flops: Operations a second of preconditioning, products of U and vectors, bound by memory.
     """
 
     step: float
-    flops: float
     gradient: int
+    refresh_flops: float
+    step_flops: float
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def plain(ranks: int, machine: Machine, network: Network) -> Forecast:
 
 def forecast(plan: Plan, loads: Mapping[str, Load], overhead: int, machine: Machine, network: Network) -> Forecast:
     """Return what a step takes under a plan: that without curvature, the busiest rank's work, and what travels."""
-    work = max(plan.flops) / machine.flops
+    work = max(
+        refresh / plan.interval / machine.refresh_flops + step / machine.step_flops
+        for refresh, step in zip(plan.refresh_flops, plan.step_flops, strict=True)
+    )
     travels = _at_a_step(plan, loads, network) + _at_a_refresh(plan, loads, overhead, network) / plan.interval
     seconds = plain(plan.world, machine, network).seconds + work + travels
     most = max(plan.step_bytes), max(plan.refresh_bytes), max(plan.held)
