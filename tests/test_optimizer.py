@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -130,9 +132,12 @@ def test_one_bad_gradient_entry_skips_the_step(bad: float, where: str) -> None:
     parameter = model.get_parameter("0.weight" if where == "covered" else "2.bias")
     assert parameter.grad is not None
     parameter.grad.view(-1)[-1] = bad
+    gradients, stats = [copy.deepcopy(p.grad) for p in model.parameters()], optimizer.stats()
     with pytest.warns(UserWarning, match="a gradient is not finite"):
         optimizer.step()
     assert without_skips(snapshot(model, optimizer)) == without_skips(before)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients, rtol=0, atol=0, equal_nan=True)
+    assert {name: replace(own, skipped_steps=0) for name, own in optimizer.stats().items()} == stats
 
 
 def test_skipped_steps_are_warned_of_once_and_counted() -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -43,12 +43,13 @@ from .wrappers import unwrap
 
 @dataclass
 class Ready:
-    """What a step works on: gradients, their squares, and on refresh steps what the layers captured."""
+    """What a step works on: gradients, their squares, what the layers captured for a refresh, and what is solved."""
 
     grads: dict[str, Grads]
     squares: dict[str, Tensor]
     members: Members
     samples: int
+    solved: dict[str, tuple[Use, Tensor]] = field(default_factory=dict)
 
 
 class Preconditioner:
@@ -143,12 +144,14 @@ class Preconditioner:
             RankError: Another rank raised an error, is gone, or has other options.
         """
         self.strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
-        ready = self.strategy.together(partial(self._prepare, spoiled))
-        if ready is None:
+        ready, agreed = self.strategy.together(partial(self._prepare, spoiled))
+        due = self._refresh_due()
+        if not due:  # meanwhile the ranks agree
+            self._solve_ahead(ready)
+        if not agreed():
             return self.skip(spoiled or "a gradient is not finite")
         if not self._reach.known:
             self._reach.share(self.strategy)
-        due = self._refresh_due()
         refresh = self._refreshes.begin(ready.members, ready.samples, self._step) if due else NoRefresh()
         if refresh.fresh:
             refresh.shared()
@@ -184,6 +187,14 @@ class Preconditioner:
         self._pass_through(done)
         self._reach.spent = self.options.serves_once(self._step)
 
+    def _solve_ahead(self, ready: Ready) -> None:
+        """Solve with curvature that stays, and write nothing yet."""
+        for name, grads in ready.grads.items():
+            curvature = self._curvature.get(name)
+            if curvature is not None and curvature.factor is not None and not self._layout.blocks[name].cuts:
+                seen = project(curvature, curvature.factor, grads, ready.squares[name], None)
+                ready.solved[name] = self._solve(curvature, seen)
+
     def _precondition(self, block: Block, ready: Ready, updates: Updates, fresh: bool) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
         name, curvature = block.name, self._curvature.get(block.name)
@@ -195,8 +206,11 @@ class Preconditioner:
         if block.cuts:
             held, grads = whole_gradients(block, taken)
             ready.squares[name] = squared(grads)
-        draw = (self.options.seed, self._step, name) if fresh else None
-        z, multiplier = self._direction(name, curvature, project(curvature, factor, grads, ready.squares[name], draw))
+        if name not in ready.solved:
+            draw = (self.options.seed, self._step, name) if fresh else None
+            seen = project(curvature, factor, grads, ready.squares[name], draw)
+            ready.solved[name] = self._solve(curvature, seen)
+        z, multiplier = self._use(name, curvature, *ready.solved.pop(name))
         if name in self._thin:
             self._thin.say(name, z, multiplier)
             return True
@@ -213,21 +227,26 @@ class Preconditioner:
         if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
-        z, multiplier = self._direction(block.name, curvature, MeanProjection(curvature.row_sums, weight))
+        solved = self._solve(curvature, MeanProjection(curvature.row_sums, weight))
+        z, multiplier = self._use(block.name, curvature, *solved)
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):
             parameter.grad = x.to(parameter.dtype)
         return True
 
-    def _direction(self, name: str, curvature: Curvature, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Return z and the multiplier of the direction; a factor that will not serve again is let go."""
+    def _solve(self, curvature: Curvature, seen: Seen) -> tuple[Use, Tensor]:
+        """Return the coefficients of U and the multiplier of the direction."""
         ranks = self.strategy.world if self.strategy.pooled else 1
         z, multiplier = direction(curvature, seen, self.options, self._step, ranks)
-        self._uses[name] = Use(seen, z, curvature.state)
+        return Use(seen, z, curvature.state), multiplier
+
+    def _use(self, name: str, curvature: Curvature, use: Use, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+        """Take note of what is used; a factor that will not serve again is let go."""
+        self._uses[name] = use
         if self.options.serves_once(self._step):
             self._curvature[name] = replace(curvature, factor=None, row_solution=None)
-        return z, multiplier
+        return use.z, multiplier
 
     def _pass_through(self, done: set[str]) -> None:
         """Scale what no curvature reaches, so that it moves at the pace of the rest."""

@@ -95,9 +95,8 @@ def test_strategy_of_one_rank_changes_nothing(name: str, one_process: None) -> N
 def test_together_asks_whether_a_step_is_good(name: str, one_process: None) -> None:
     strategy = STRATEGIES[name]()
     for good in (True, False):
-        assert strategy.together(lambda good=good: ("taken", Batch(torch.tensor(good), dict))) == (
-            "taken" if good else None
-        )
+        value, agreed = strategy.together(lambda good=good: ("brought", Batch(torch.tensor(good), dict)))
+        assert (value, agreed()) == ("brought", good)
     with pytest.raises(OptionError, match="expected this"):
         strategy.together(_fail)
     strategy.close()

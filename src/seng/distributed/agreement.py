@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 
 import torch
@@ -14,29 +14,33 @@ from .wire import Wire
 PURPOSE = "agreement"
 
 
-def agree(wire: Wire, good: Tensor, facts: Mapping[str, str]) -> bool:
-    """Return whether ``good``, a 0-d bool, holds on all ranks.
+def agree(wire: Wire, good: Tensor, facts: Mapping[str, str]) -> Callable[[], bool]:
+    """Start to agree; return a function that waits, and says whether ``good``, a 0-d bool, holds on all ranks.
 
-    Raises:
-        RankError: A rank has told of an error, or other facts.
+    The function raises RankError where a rank has told of an error, or other facts.
     """
     number = _number(facts)
-    ok, alive, low, high = wire.least(good, [wire.world, number, -number], PURPOSE)
-    if alive < wire.world:
-        raise RankError(
-            "step()", "another rank could not take this step", expected="no error on any rank", got=f"rank {alive}",
-            fix=f"See the error that rank {alive} raised",
-        )  # fmt: skip
-    if not ok:
-        return False
-    if low != -high:
-        raise _difference(wire, facts)
-    return True
+    wait = wire.least(good, [wire.world, number, -number], PURPOSE)
+
+    def agreed() -> bool:
+        ok, alive, low, high = wait()
+        if alive < wire.world:
+            raise RankError(
+                "step()", "another rank could not take this step", expected="no error on any rank",
+                got=f"rank {alive}", fix=f"See the error that rank {alive} raised",
+            )  # fmt: skip
+        if not ok:
+            return False
+        if low != -high:
+            raise _difference(wire, facts)
+        return True
+
+    return agreed
 
 
 def tell_of_error(wire: Wire, device: torch.device) -> None:
     """Make the other ranks' ``agree`` raise: this one will not go on."""
-    wire.least(torch.zeros((), dtype=torch.bool, device=device), [wire.rank, 0, 0], PURPOSE)
+    wire.least(torch.zeros((), dtype=torch.bool, device=device), [wire.rank, 0, 0], PURPOSE)()
 
 
 def _number(facts: Mapping[str, str]) -> int:

@@ -46,7 +46,7 @@ class Strategy:
 
     Laws every subclass obeys: ``together``, ``census``, ``exchange``, ``spread``, ``tables`` and what ``updates`` gives
     are collective calls, made in the same order by all ranks; an error raised inside ``together`` on one rank is an
-    error on all; after ``Updates.finish`` all ranks hold the same directions, bit for bit.
+    error on all before anything else is sent; after ``Updates.finish`` all ranks hold the same directions, bit for bit.
 
     Attributes:
         name: Key of the table.
@@ -71,14 +71,13 @@ class Strategy:
         """What a rank computes and receives in a second, to weigh one against the other: as given, or a guess."""
         return self.given_rates or RATES.get(self.device.type, RATES["cuda"])
 
-    def together(self, prepare: Callable[[], tuple[T, Batch]]) -> T | None:
-        """Return what ``prepare`` gives, or None where it is not good on some rank.
+    def together(self, prepare: Callable[[], tuple[T, Batch]]) -> tuple[T, Callable[[], bool]]:
+        """Return what ``prepare`` gives, and a function that waits to hear whether it is good on all ranks.
 
-        Raises:
-            RankError: Another rank raised an error, or ranks differ in their facts.
+        That function raises RankError where another rank raised an error, or ranks differ in their facts.
         """
         value, batch = prepare()
-        return value if bool(batch.good) else None
+        return value, lambda: bool(batch.good)
 
     def candidates(self) -> Sequence[Strategy]:
         """Return the strategies to choose from at the first refresh."""

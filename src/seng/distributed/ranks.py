@@ -23,14 +23,14 @@ class Ranks(Strategy):
         self.wire = wire or Wire(wire_dtype)
         self.rank, self.world = self.wire.rank, self.wire.world
 
-    def together(self, prepare: Callable[[], tuple[T, Batch]]) -> T | None:
+    def together(self, prepare: Callable[[], tuple[T, Batch]]) -> tuple[T, Callable[[], bool]]:
         try:
             value, batch = prepare()
             good, facts = batch.good.to(self.device), batch.facts()
         except Exception:
             tell_of_error(self.wire, self.device)
             raise
-        return value if agree(self.wire, good, facts) else None
+        return value, agree(self.wire, good, facts)
 
     def update_bytes(self, specs: Sequence[Spec]) -> int:
         return self.part_bytes(specs)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from math import prod
 
 import torch
@@ -77,14 +78,13 @@ class Wire:
         """Return the dtype in which tensors of a dtype travel."""
         return self.dtype if self.dtype is not None and dtype.is_floating_point else dtype
 
-    def least(self, flag: Tensor, numbers: Sequence[int], purpose: str) -> list[int]:
-        """Return the elementwise minimum over ranks of a 0-d flag and numbers: one wait for the device."""
+    def least(self, flag: Tensor, numbers: Sequence[int], purpose: str) -> Callable[[], list[int]]:
+        """Start the elementwise minimum over ranks of a 0-d flag and numbers: one wait for the device."""
         flat = torch.tensor([0, *numbers], dtype=torch.int64).to(flag.device)
         flat[0] = flag
-        with _ranks_present():
-            dist.all_reduce(flat, dist.ReduceOp.MIN, group=self.group)
-            self.received[purpose] += flat.nbytes
-            return flat.tolist()
+        call = partial(dist.all_reduce, flat, dist.ReduceOp.MIN, group=self.group, async_op=True)
+        wait = self._start(purpose, flat.nbytes, flat, call)
+        return lambda: wait().tolist()
 
     def everyones(self, own: Tensor, purpose: str) -> Tensor:
         """Return all ranks' tensors of one shape, stacked."""
