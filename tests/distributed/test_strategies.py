@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from seng import Preconditioner, curvature
 from seng.curvature import Solution
 from seng.distributed import STRATEGIES, Batch, Global, Local, Sharded, Strategy, several_ranks
-from seng.errors import OptionError
+from seng.errors import ModelError, OptionError
 from seng.refreshing import dealing
 from seng.solve import FactorisationError
 
@@ -145,3 +146,14 @@ def test_failed_factorisation_keeps_the_last_curvature(
     assert pre.counters["failed_refreshes"] == 3
     assert [own.refresh_age for own in pre.stats().values()] == [1, 1, 1]
     pre.close()
+
+
+def test_parameters_that_wait_on_another_device_are_refused(one_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With CPUOffloadPolicy they are on the CPU and their mesh is of GPUs; here the mesh of a real one says so."""
+    fsdp = pytest.importorskip("torch.distributed.fsdp")
+    model = network()
+    fsdp.fully_shard(model)
+    Preconditioner(model, distributed="local").close()
+    monkeypatch.setattr(DeviceMesh, "device_type", property(lambda mesh: "cuda"))
+    with pytest.raises(ModelError, match=r"expected parameters on cuda, got 'cpu'.*Leave out CPUOffloadPolicy"):
+        Preconditioner(model, distributed="local")
