@@ -75,10 +75,10 @@ def test_plan_over_ranks_tells_a_step_of_every_strategy(call):
 
 
 def test_plan_over_ranks_for_scripts_is_the_library_s(call):
-    code, printed = call("plan", "digits", *FORETOLD, "--step-ms", "7", "--json")
+    code, printed = call("plan", "digits", *FORETOLD, "--step-ms", "7", "--step-rate", "20", "--json")
     assert code == 0
     network = {"latency": 30e-6, "bandwidth": 2e9, "shape": "tree"}
-    expected = forecast_run(build_recipe("digits"), 1, [1, 2, 4, 6], network, 100e9, 7e-3)
+    expected = forecast_run(build_recipe("digits"), 1, [1, 2, 4, 6], network, 100e9, 7e-3, 20e9)
     told = json.loads(printed)
     assert told["forecasts"] == [vars(row) for row in expected]
     assert told["forecasts"][0]["seconds"] == 7e-3

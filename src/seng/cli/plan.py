@@ -47,6 +47,9 @@ def plan_command(
     bandwidth: Annotated[float, typer.Option(min=1e-6, metavar="GB/S", help="Of a rank's network.")] = 10.0,
     latency: Annotated[float, typer.Option(min=0.0, metavar="US", help="Microseconds a message takes.")] = 20.0,
     rate: Annotated[float, typer.Option(min=1e-6, metavar="GFLOP/S", help="Operations a second of a rank.")] = 50.0,
+    step_rate: Annotated[
+        float | None, typer.Option(min=1e-6, metavar="GFLOP/S", help="Of preconditioning, if memory bounds it.")
+    ] = None,
     step_ms: Annotated[
         float | None, typer.Option(min=0.0, metavar="MS", help="Measured step of a rank without curvature.")
     ] = None,
@@ -70,7 +73,8 @@ def plan_command(
     if ranks is not None:
         network = {"latency": latency * 1e-6, "bandwidth": bandwidth * 1e9, "shape": collectives}
         seconds = None if step_ms is None else step_ms * 1e-3
-        found = forecast_run(config, processes, worlds(ranks), network, rate * 1e9, seconds)
+        step_flops = None if step_rate is None else step_rate * 1e9
+        found = forecast_run(config, processes, worlds(ranks), network, rate * 1e9, seconds, step_flops)
         show_forecasts(found, config, processes, as_json)
         return
     planned = plan_run(config, processes)
@@ -106,6 +110,7 @@ def forecast_run(
     network: dict[str, Any],
     flops: float,
     seconds: float | None = None,
+    step_flops: float | None = None,
 ) -> list[Forecast]:
     """Foretell a run's step under every strategy, from shapes alone.
 
@@ -116,13 +121,14 @@ def forecast_run(
         network: Arguments of ``seng.distributed.timing.Network``.
         flops: Operations a second of a rank.
         seconds: Of a rank's step without curvature; None: from operations.
+        step_flops: Operations a second of preconditioning; None: ``flops``.
     """
     from ..distributed.timing import Network
     from ..scaling import forecasts
 
     model, inputs, options = _on_paper(config, processes)
     options |= {"distributed": "auto", "reweight": False}
-    return forecasts(model, inputs, ranks, Network(**network), flops, seconds, **options)
+    return forecasts(model, inputs, ranks, Network(**network), flops, seconds, step_flops, **options)
 
 
 def worlds(most: int) -> list[int]:
