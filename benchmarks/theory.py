@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from environment import save
 
-from seng.theory import ntk_study, sketch_study, stationarity_study
+from seng.theory import ntk_study, sketch_study, solver_study, stationarity_study
 from seng.theory.pictures import PICTURES
 
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
@@ -18,7 +18,12 @@ ASSETS = Path(__file__).parent.parent / "docs" / "assets"
 
 def main() -> None:
     torch.set_num_threads(1)
-    found = {"ntk": ntk_study(), "stationarity": stationarity_study(), "sketches": sketch_study()}
+    found = {
+        "ntk": ntk_study(),
+        "stationarity": stationarity_study(),
+        "sketches": sketch_study(),
+        "solvers": solver_study(),
+    }
     save("theory", found)
     for name, draw in PICTURES.items():
         draw(found[name], ASSETS / f"theory-{name}.png")

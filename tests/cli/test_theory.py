@@ -15,7 +15,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
     [
         ("ntk", "width 512, condition"),
         ("stationarity", "of the bound"),
-        ("sketches", "sparse_sign, 256 rows: error"),
+        ("sketches", "sparse_sign, size 256: error"),
+        ("solvers", "nystrom, 4 steps, size 64: error"),
     ],
 )
 def test_theory_leaves_numbers_and_a_picture(call, tmp_path: Path, study: str, said: str):
@@ -37,5 +38,8 @@ def test_theory_tells_scripts(call, tmp_path: Path):
 def test_theory_refuses_what_it_does_not_know(call, tmp_path: Path):
     code, printed = call("theory", "nkt", "--out", tmp_path / "new")
     assert code == 2
-    assert "unknown study: expected 'ntk' | 'stationarity' | 'sketches', got 'nkt'. Did you mean 'ntk'" in printed
+    assert (
+        "unknown study: expected 'ntk' | 'stationarity' | 'sketches' | 'solvers', got 'nkt'. Did you mean 'ntk'"
+        in printed
+    )
     assert not (tmp_path / "new").exists()

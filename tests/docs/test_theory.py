@@ -19,6 +19,8 @@ from seng.distributed.wire import Wire
 from seng.factors import ESTIMATORS, Explicit, Factor, build_factor, combine, merge, truncate
 from seng.factors.sketched import sketch_rows, sketch_sides
 from seng.factors.truncated import TOLERANCE
+from seng.func.config import Settings
+from seng.func.solvers import SOLVERS
 from seng.linalg import (
     cholesky_coefficients,
     damped_power,
@@ -29,9 +31,10 @@ from seng.linalg import (
 )
 from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
-from seng.theory import sketch_study, stationarity_study
+from seng.theory import sketch_study, solver_study, stationarity_study
 from seng.theory.ntk import LENGTH, Network, Task, experiment, limiting_kernel, projection_share
 from seng.theory.sketches import dense_sketch, direction, embedding, samples
+from seng.theory.solvers import BOUNDS, SOLVED, solved, system_of
 from seng.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
 from seng.types import Choice, Product, expand_positions
 
@@ -517,6 +520,69 @@ def test_equation_30_errors_of_the_study_stay_below_their_bound(study: dict[str,
     assert small["violations"] == large["violations"] == 0
     assert large["error"] < small["error"]
     assert large["error"] <= large["bound"] < 1
+
+
+# -- sketches of samples: every solver of the table --------------------------------------------------------------------
+
+
+def test_bounds_are_stated_for_every_solver_that_sketches():
+    assert {*BOUNDS, "exact"} == set(SOLVERS)
+
+
+def check_solver(name: str, n: int, more: int, q: int, iterations: int, damping: float, seed: int) -> float:
+    """Assert that a direction keeps its bound, and return how much of it the error is."""
+    system = system_of(n, n + more, damping, seed)
+    given = {"solver": name, "rank": min(q, n - 1), "iterations": iterations, "tolerance": 1e-15}
+    _, c, bound = solved(system, Settings.build("test", given), seed)
+    length = system.distance(torch.zeros(n, dtype=torch.float64))
+    error = system.distance(c)
+    assert error <= bound * (1 + ROUNDING) + ROUNDING * length
+    return error / bound
+
+
+SYSTEMS: dict[str, Any] = {
+    "n": st.integers(2, 24), "more": st.integers(0, 8), "q": st.integers(1, 23), "damping": st.floats(1e-3, 1.0),
+    "seed": st.integers(0, 10**6),
+}  # fmt: skip
+
+
+@settings(deadline=None)
+@given(**SYSTEMS)
+def test_equation_36_sketch_and_solve_keeps_its_bound(n: int, more: int, q: int, damping: float, seed: int):
+    check_solver("gaussian", n, more, q, 0, damping, seed)
+
+
+@settings(deadline=None)
+@given(**SYSTEMS)
+def test_equation_37_nystrom_alone_keeps_its_bound(n: int, more: int, q: int, damping: float, seed: int):
+    check_solver("nystrom", n, more, q, 0, damping, seed)
+
+
+@settings(deadline=None)
+@given(iterations=st.integers(1, 6), **SYSTEMS)
+def test_equation_38_conjugate_gradients_keep_their_bound(
+    iterations: int, n: int, more: int, q: int, damping: float, seed: int
+):
+    check_solver("nystrom", n, more, q, iterations, damping, seed)
+
+
+@pytest.mark.parametrize(("name", "iterations", "share"), [("gaussian", 0, 0.1), ("nystrom", 0, 1e-4)])
+def test_equations_36_and_37_are_not_far_from_what_happens(name: str, iterations: int, share: float):
+    assert max(check_solver(name, 48, 0, 40, iterations, 0.1, seed) for seed in range(5)) > share
+
+
+def test_equation_36_has_nothing_to_say_of_coarse_sketches():
+    coarse = Settings.build("test", {"solver": "gaussian", "rank": 2})
+    assert solved(system_of(40, 50, 1e-3, 0), coarse, 0)[2] == float("inf")
+
+
+def test_solver_study_stays_below_its_bounds():
+    found = solver_study(sizes=(16, 96), n=128, p=130, draws=3)["rows"]
+    assert len(found) == 2 * len(SOLVED)
+    assert not any(row["violations"] for row in found)
+    for small, large in zip(found[::2], found[1::2], strict=True):
+        assert large["error"] < small["error"]
+        assert large["bound"] < (small["bound"] or float("inf"))
 
 
 # -- noise and diminishing steps ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,11 +22,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "ntk": {"widths": (128, 512), "lengths": (1.0, 0.01), "angles": (1.0,), "ranks": (8,), "n": 12},
     "stationarity": {"steps": 200, "seeds": 2},
     "sketches": {"sizes": (64, 256), "p": 512, "draws": 3},
+    "solvers": {"sizes": (16, 64), "n": 128, "p": 160, "draws": 3},
 }
 
 
 def theory_command(
-    study: Annotated[str, typer.Argument(help="ntk, stationarity or sketches.")],
+    study: Annotated[str, typer.Argument(help="ntk, stationarity, sketches or solvers.")],
     out: Annotated[Path, typer.Option(help="Folder for the numbers and the picture.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="A small version, in seconds.")] = False,
@@ -34,15 +36,20 @@ def theory_command(
     """Run a study of the theory.
 
     ntk: wide networks' residuals contract at a rate that no condition number slows. stationarity: gradients of a noisy
-    problem go to zero at the predicted order. sketches: errors of sketched directions beside their bound. Leaves
-    STUDY.json and STUDY.png in --out.
+    problem go to zero at the predicted order. sketches, solvers: errors of directions beside their bound, with sketches
+    of parameters and of samples. Leaves STUDY.json and STUDY.png in --out.
     """
     import torch  # this waits for torch, which --help does not need
 
     from .. import theory
     from ..theory.pictures import PICTURES
 
-    studies = {"ntk": theory.ntk_study, "stationarity": theory.stationarity_study, "sketches": theory.sketch_study}
+    studies: dict[str, Callable[..., dict[str, Any]]] = {
+        "ntk": theory.ntk_study,
+        "stationarity": theory.stationarity_study,
+        "sketches": theory.sketch_study,
+        "solvers": theory.solver_study,
+    }
     run = choose(studies, study, call="seng theory", option="study")
     torch.set_num_threads(1)
     found = run(seed=seed, **(QUICK[study] if quick else {}))
@@ -74,7 +81,7 @@ def _said(study: str, found: dict[str, Any]) -> list[str]:
         order = f"order {found['order']:.2f}, predicted {found['predicted_order']:.2f} or less"
         return [order, f"at most {found['largest_ratio']:.3f} of the bound"]
     return [
-        f"{row['sketch']}, {row['size']} rows: error {row['error']:.3f}, bound "
-        + ("none" if row["bound"] is None else f"{row['bound']:.3f}")
+        f"{row['sketch']}, size {row['size']}: error {row['error']:.3g}, bound "
+        + ("none" if row["bound"] is None else f"{row['bound']:.3g}")
         for row in found["rows"]
     ]

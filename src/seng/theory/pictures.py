@@ -50,13 +50,22 @@ def draw_stationarity(found: dict[str, Any], path: Path) -> None:
 
 def draw_sketches(found: dict[str, Any], path: Path) -> None:
     """Draw errors of directions against the size of each sketch; dashed, what the embedding error allows."""
+    _draw_errors(found, f"rows of the sketch, {found['parameters']} parameters", path)
+
+
+def draw_solvers(found: dict[str, Any], path: Path) -> None:
+    """Draw the same of sketches in sample space."""
+    _draw_errors(found, f"size of the sketch, {found['samples']} samples", path)
+
+
+def _draw_errors(found: dict[str, Any], sizes: str, path: Path) -> None:
     figure, (axes,) = _panels(1)
     for name, colour in zip(dict.fromkeys(row["sketch"] for row in found["rows"]), COLOURS, strict=False):
         rows = [row for row in found["rows"] if row["sketch"] == name]
         bounded = [row for row in rows if row["bound"] is not None]
         axes.plot([row["size"] for row in rows], [row["error"] for row in rows], "o-", color=colour, label=name)
         axes.plot([row["size"] for row in bounded], [row["bound"] for row in bounded], "--", color=colour)
-    _finish(axes, f"rows of the sketch, {found['parameters']} parameters", "relative error of the direction", log="xy")
+    _finish(axes, sizes, "relative error of the direction", log="xy")
     figure.savefig(path, dpi=DPI)
 
 
@@ -64,6 +73,7 @@ PICTURES: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "ntk": draw_ntk,
     "stationarity": draw_stationarity,
     "sketches": draw_sketches,
+    "solvers": draw_solvers,
 }
 
 

@@ -52,7 +52,7 @@ class Nystrom(Solver):
         most, same = self._settings.iterations, self._rows.ranks.first
         self.iterations = 0
         if most == 0:
-            return self._precondition(r) / self._floor
+            return self._precondition(r) / self.floor
         x, residual = torch.zeros_like(r), r
         enough = self._settings.tolerance * float(r.norm())
         z = self._precondition(residual)
@@ -68,13 +68,14 @@ class Nystrom(Solver):
         return same(x)
 
     @property
-    def _floor(self) -> Tensor:
+    def floor(self) -> Tensor:
+        """Least eigenvalue of K^ + lambda on the columns of V, and of the preconditioner beside them."""
         return self._values.min() + self.damping
 
     def _precondition(self, x: Tensor) -> Tensor:
         """Apply floor * (V (E + lambda)^-1 V^T + (I - V V^T) / floor)."""
         inside = self._vectors.mT @ x
-        return x + self._vectors @ ((self._floor / (self._values + self.damping) - 1) * inside)
+        return x + self._vectors @ ((self.floor / (self._values + self.damping) - 1) * inside)
 
 
 def _eigenpairs(omega: Float[Tensor, "n q"], product: Float[Tensor, "n q"]) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ def burgers() -> Problem:
     test = shown.points.flatten(0, 1)
     residuals = {"equation": equation, "start": beginning, "ends": lambda u, z: u(z)}
     return Problem(
-        (2, 20, 20, 20, 1), residuals, draw, test, true_values(cole_hopf, test), seconds=60.0,
+        (2, 20, 20, 20, 1), residuals, draw, test, true_values(cole_hopf, test), seconds=120.0,
         weights={"start": 10.0, "ends": 10.0}, solution=cole_hopf, view=shown,
     )  # fmt: skip
 
