@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import pytest
 import torch
 
+if threading.current_thread() is threading.main_thread():  # a shell starts background jobs with interrupts ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # one worker a core; and sums in one order, so that equal runs are bit-equal
 
 
