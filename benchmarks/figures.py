@@ -126,7 +126,7 @@ def paper_page(recipe: str) -> str:
 def distributed_page() -> str:
     """Return how well steps are foretold here, weak scaling, and ResNet-50 on many GPUs."""
     measured = [*_measured_ranks(), ""] if (ROOT / "benchmarks" / "results" / "ranks.json").exists() else []
-    return "\n".join([*measured, *_foretold_gpus()])
+    return "\n".join([*measured, *_growing_batches(), "", *_foretold_gpus()])
 
 
 def _measured_ranks() -> list[str]:
@@ -135,7 +135,8 @@ def _measured_ranks() -> list[str]:
     lines = [
         f"Ranks of one thread, {where['cores']} cores of {where['processor']}, torch {where['torch']}, gloo, refreshed"
         f" every {results['steps_between_refreshes']} steps. Milliseconds a step as measured, and how far off the model"
-        " is that was given one rank's step, its curvature's work and two ranks' all-reduces:",
+        " is that was given one process's step and its curvature's work, two ranks' all-reduces, and how much slower"
+        " the cores become when all of them work:",
         "",
         "| | ranks | plain | local | global | sharded |",
         "|---|---|---|---|---|---|",
@@ -153,6 +154,36 @@ def _measured_ranks() -> list[str]:
         shares = [f"{key} {row['of_plain']:.2f}" for key, row in weak.items() if key != "plain"]
         lines.append(f"- {name}: {', '.join(shares)} (plain training itself: {weak['plain']['efficiency']:.2f}).")
     return lines
+
+
+def _growing_batches() -> list[str]:
+    results = load("batch_scaling")
+    tasks = {name: found for name, found in results.items() if name != "environment"}
+    batches = list(dict.fromkeys(row["batch"] for found in tasks.values() for row in found["runs"]))
+    lines = [
+        "Steps until the loss of 2,000 test pictures is reached, the batch growing by ranks of"
+        f" {next(iter(tasks.values()))['rank']} samples, each with its own curvature (`local`); one seed, the best of"
+        " the rates tried, which are in brackets, the best first:",
+        "",
+        "| | loss | batch " + " | batch ".join(f"{batch:,}" for batch in batches) + " |",
+        "|---|---|" + "---|" * len(batches),
+    ]
+    for name, found in tasks.items():
+        for optimizer, label in NAMES.items():
+            runs = [row for row in found["runs"] if row["optimizer"] == optimizer]
+            cells = [_fewest([row for row in runs if row["batch"] == batch], found["most"]) for batch in batches]
+            lines.append(f"| {name}, {label} | {found['target']:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def _fewest(runs: list[dict[str, Any]], most: int) -> str:
+    """Return the fewest steps to the loss, and the rates from the best to the worst."""
+    if not runs:
+        return "-"
+    ordered = sorted(runs, key=lambda row: (row["steps"] or most + 1, row["best_loss"]))
+    steps = ordered[0]["steps"]
+    rates = ", ".join(f"{row['lr']:g}" for row in ordered)
+    return f"{f'over {most}' if steps is None else steps} ({rates})"
 
 
 def _foretold_gpus() -> list[str]:

@@ -1,11 +1,11 @@
 """Steps of several processes: weak scaling beside DistributedDataParallel's own, and how well they are foretold.
 
-    python benchmarks/ranks.py [--only NAME] [--rounds 15] [--worlds 1 2 4]
+    python benchmarks/ranks.py [--only NAME] [--repeats 4] [--rounds 4]
 
 Every rank has one thread and the same number of samples, whatever the number of ranks. Plain SGD and the strategies are
-measured in turn, in one process a rank, ten steps (one interval between refreshes) at a time. All ranks begin a step
-together and the slowest counts. The time of a step is that of the median refresh and nine times the median of the other
-steps, over ten: what else the machine does falls on single steps.
+measured in turn, in one process a rank, ten steps (one interval between refreshes) at a time; one, two and four ranks
+take turns as well. All ranks begin a step together and the slowest counts. The time of a step is that of the median
+refresh and nine times the median of the other steps, over ten: what else the machine does falls on single steps.
 
 The alpha-beta model is given what one process alone measured: a plain step, and the rates of refreshes and of
 preconditioning with the samples of one, two and four ranks. Two ranks give the all-reduce, and replicas that exchange
@@ -20,6 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -90,14 +91,10 @@ class Replica:
         for own in [*self.whole, *self.last]:
             own.clear()
 
-    def refresh_and_rest(self, times: list[list[float]]) -> tuple[float, float]:
-        """Return the seconds of a refresh step and of another."""
-        return median(times[0]), median(chain(*times[1:]))
 
-    def seconds(self) -> float:
-        """Return the seconds of a step."""
-        refresh, rest = self.refresh_and_rest(self.whole)
-        return (refresh + (STEPS - 1) * rest) / STEPS
+def refresh_and_rest(times: list[list[float]]) -> tuple[float, float]:
+    """Return the seconds of a refresh step and of another, from those of each step of the interval."""
+    return median(times[0]), median(chain(*times[1:]))
 
 
 def worker(rank: int, world: int, name: str, rounds: int, folder: str) -> None:
@@ -110,12 +107,39 @@ def worker(rank: int, world: int, name: str, rounds: int, folder: str) -> None:
     x = torch.rand(shape, generator=torch.Generator().manual_seed(rank))
     replicas = {variant: Replica(variant, make(), x, slowest) for variant in VARIANTS}
     measure(list(replicas.values()), rounds)
-    sums = [median(all_reduce(n) for _ in range(30)) for n in SIZES] if world > 1 else None
+    sums = [[all_reduce(n) for _ in range(10)] for n in SIZES]
     if rank == 0:
-        found = {"seconds": {key: own.seconds() for key, own in replicas.items()}, "all_reduce_seconds": sums}
+        found = {"steps": {key: own.whole for key, own in replicas.items()}, "all_reduces": sums}
         Path(folder, f"{world}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+@dataclass
+class Measured:
+    """What so many ranks took, of all repeats.
+
+    Args:
+        steps: By variant, for each step of the interval between refreshes.
+        all_reduces: For each of SIZES.
+    """
+
+    steps: dict[str, list[list[float]]] = field(default_factory=dict)
+    all_reduces: list[list[float]] = field(default_factory=lambda: [[] for _ in SIZES])
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Take what a worker wrote."""
+        for variant, times in found["steps"].items():
+            own = self.steps.setdefault(variant, [[] for _ in range(STEPS)])
+            for all_of_them, more in zip(own, times, strict=True):
+                all_of_them += more
+        for all_of_them, more in zip(self.all_reduces, found["all_reduces"], strict=True):
+            all_of_them += more
+
+    def seconds(self, variant: str) -> float:
+        """Return the seconds of a step."""
+        refresh, rest = refresh_and_rest(self.steps[variant])
+        return (refresh + (STEPS - 1) * rest) / STEPS
 
 
 def measure(replicas: list[Replica], rounds: int) -> None:
@@ -147,25 +171,25 @@ def rates(name: str, samples: int, rounds: int) -> tuple[float, float]:
     x = torch.rand((samples, *shape[1:]))
     curved, plain = Replica("none", make(), x), Replica("alone", make(), x)
     measure([curved, plain], rounds)
-    (refresh, rest), (_, base) = (own.refresh_and_rest(own.last) for own in (curved, plain))
+    (refresh, rest), (_, base) = (refresh_and_rest(own.last) for own in (curved, plain))
     plan = seng.plan(make(), x, refresh_every=STEPS)
     refreshing = sum(row.choice.refresh_flops for row in plan.rows)
     applying = sum(row.choice.apply_flops for row in plan.rows)
     return refreshing / (refresh - rest), applying / (rest - base)
 
 
-def network_of(seconds: list[float], ranks: int) -> Network:
+def network_of(seconds: list[list[float]], ranks: int) -> Network:
     """Return the latency and bandwidth with which all-reduces take what was measured."""
-    small, large = seconds
+    small, large = (median(own) for own in seconds)
     messages, share = 2 * (ranks - 1), (SIZES[1] - SIZES[0]) / ranks
     return Network(small / messages, messages * share / max(large - small, 1e-9))
 
 
-def foretold(name: str, found: dict[int, dict[str, Any]], rounds: int) -> dict[str, Any]:
+def foretold(name: str, found: dict[int, Measured], rounds: int) -> dict[str, Any]:
     """Return what the model tells of several ranks, and how far off it is."""
     make, shape = TASKS[name]
     torch.set_num_threads(1)
-    alone, network = found[1]["seconds"]["alone"], network_of(found[2]["all_reduce_seconds"], 2)
+    alone, network = found[1].seconds("alone"), network_of(found[2].all_reduces, 2)
     speed = {world: rates(name, shape[0] * world, rounds) for world in found}
     result: dict[str, Any] = {
         "latency_us": round(1e6 * network.latency, 1), "bandwidth_gb": round(network.bandwidth / 1e9, 3),
@@ -173,7 +197,7 @@ def foretold(name: str, found: dict[int, dict[str, Any]], rounds: int) -> dict[s
         "slower": {}, "ranks": {},
     }  # fmt: skip
     for world in list(found)[1:]:
-        seconds = found[world]["seconds"]
+        seconds = {variant: found[world].seconds(variant) for variant in VARIANTS}
         slower = seconds["alone"] / alone
         own: dict[str, float] = {}
         for strategies, samples in ((("plain", "local"), 1), (("global", "sharded"), world)):
@@ -195,9 +219,9 @@ def foretold(name: str, found: dict[int, dict[str, Any]], rounds: int) -> dict[s
     return result
 
 
-def weak_scaling(found: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def weak_scaling(found: dict[int, Measured]) -> dict[str, Any]:
     """Return each variant's efficiency from one rank to two, and its share of the plain one's."""
-    one, two = found[1]["seconds"], found[2]["seconds"]
+    one, two = ({variant: found[world].seconds(variant) for variant in VARIANTS} for world in (1, 2))
     plain = one["plain"] / two["plain"]
     return {
         variant: {
@@ -210,25 +234,32 @@ def weak_scaling(found: dict[int, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def run(name: str, world: int, rounds: int) -> dict[str, Any]:
+    """Return what so many ranks took."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(worker, (world, name, rounds, folder), nprocs=world)  # type: ignore[attr-defined]
+        return json.loads(Path(folder, f"{world}.json").read_text())
+
+
 def main() -> None:
     """Measure, foretell, and write results/ranks.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", choices=list(TASKS))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--worlds", type=int, nargs="+", default=WORLDS)
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     path = RESULTS / "ranks.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     result.pop("environment", None)
     for name in TASKS if chosen.only is None else [chosen.only]:
-        found: dict[int, dict[str, Any]] = {}
-        with tempfile.TemporaryDirectory() as folder:
-            for world in chosen.worlds:
-                multiprocessing.spawn(worker, (world, name, chosen.rounds, folder), nprocs=world)  # type: ignore[attr-defined]
-                found[world] = json.loads(Path(folder, f"{world}.json").read_text())
+        found = {world: Measured() for world in WORLDS}
+        for _ in range(chosen.repeats):
+            for world in WORLDS:
+                found[world].add(run(name, world, chosen.rounds))
         foretelling = foretold(name, found, chosen.rounds)
-        result[name] = {"rounds": chosen.rounds, "weak_scaling": weak_scaling(found), "model": foretelling}
+        rounds = chosen.repeats * chosen.rounds
+        result[name] = {"rounds": rounds, "weak_scaling": weak_scaling(found), "model": foretelling}
         print(name, json.dumps(result[name], indent=1), sep="\n", flush=True)
         save("ranks", {**result, "steps_between_refreshes": STEPS})
 

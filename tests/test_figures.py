@@ -57,3 +57,11 @@ def test_autoencoder_does_not_diverge_under_held_curvature() -> None:
     assert len(from_xavier) == 3
     assert all(row["test_loss"] < row["first_loss"] / 2 for row in from_xavier)
     assert all(row["largest_loss"] < 2 * row["first_loss"] for row in from_xavier)
+
+
+def test_weak_scaling_of_local_is_that_of_plain_training() -> None:
+    found = [
+        task["weak_scaling"] for task in RENDERED.load("ranks").values() if isinstance(task, dict) and "model" in task
+    ]
+    assert len(found) == 2
+    assert all(task["local"]["of_plain"] >= 0.97 for task in found)
