@@ -51,4 +51,5 @@ def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor], tolerance: 
 
 
 def uses() -> list[Use]:
+    gc.collect()  # other tests leave graphs behind whose cycles are collected at any time
     return [item for item in gc.get_objects() if type(item) is Use]
