@@ -10,7 +10,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from rendered import ROOT, load, render
+from rendered import load, render
 
 COSTS = {
     (
@@ -125,8 +125,7 @@ def paper_page(recipe: str) -> str:
 
 def distributed_page() -> str:
     """Return how well steps are foretold here, weak scaling, and ResNet-50 on many GPUs."""
-    measured = [*_measured_ranks(), ""] if (ROOT / "benchmarks" / "results" / "ranks.json").exists() else []
-    return "\n".join([*measured, *_growing_batches(), "", *_foretold_gpus()])
+    return "\n".join([*_measured_ranks(), "", *_growing_batches(), "", *_foretold_gpus()])
 
 
 def _measured_ranks() -> list[str]:

@@ -60,11 +60,10 @@ class Replica:
     """
 
     def __init__(self, variant: str, model: nn.Module, x: Tensor, agreed: Callable[[float], float] = float):
-        parameters = model.parameters()
         self.optimizer: Optimizer = (
             seng.SENG(model, lr=1e-4, weight_decay=0.0, refresh_every=STEPS, distributed=variant)
             if variant in STRATEGIES or variant == "none"
-            else SGD(parameters, lr=1e-4, momentum=0.9, fused=True)
+            else SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
         )
         exchanges = dist.is_initialized() and variant != "alone"
         self.model = DistributedDataParallel(model) if exchanges else model

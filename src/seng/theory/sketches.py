@@ -8,6 +8,7 @@ Legend: U [p, n], g gradient, Omega [q, p] the sketch, lambda damping; Q an orth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -96,10 +97,9 @@ class Row:
 
     Args:
         sketch: Its name.
-        size: Rows q.
+        size: Its rows, or columns.
         error: |d - exact d| / |exact d|.
-        bound: What the embedding error allows, infinite where that is 1 or more; None stands for infinite.
-        embedding: epsilon.
+        bound: What theory allows, None where there is no bound.
         violations: Draws in which the error exceeded the bound.
     """
 
@@ -107,8 +107,16 @@ class Row:
     size: int
     error: float
     bound: float | None
-    embedding: float
     violations: int
+
+    @staticmethod
+    def of(sketch: str, size: int, found: Sequence[tuple[float, float]], rounding: float = 0.0) -> Row:
+        """Sum up the error and the bound, infinite where there is none, of each draw."""
+        bound = median(bound for _, bound in found)
+        return Row(
+            sketch, size, median(error for error, _ in found), bound if bound < float("inf") else None,
+            sum(error > bound * (1 + 1e-9) + rounding for error, bound in found),
+        )  # fmt: skip
 
 
 def samples(p: int, n: int, seed: int) -> tuple[Float[Tensor, "p n"], Float[Tensor, " p"]]:
@@ -149,9 +157,6 @@ def sketch_study(
                 factor = sketch_rows(full, name, size, generator)
                 away = float((direction(factor, g, absolute) - exact).norm() / exact.norm())
                 found.append((away, embedding(factor, g, absolute)))
-            bound = median(kept.distance for _, kept in found)
-            rows.append(Row(
-                name, size, median(away for away, _ in found), bound if bound < float("inf") else None,
-                median(kept.error for _, kept in found), sum(away > kept.distance * (1 + 1e-9) for away, kept in found),
-            ))  # fmt: skip
-    return {"parameters": p, "samples": n, "damping": damping, "draws": draws, "rows": [asdict(row) for row in rows]}
+            row = Row.of(name, size, [(away, kept.distance) for away, kept in found])
+            rows.append({**asdict(row), "embedding": median(kept.error for _, kept in found)})
+    return {"parameters": p, "samples": n, "damping": damping, "draws": draws, "rows": rows}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from statistics import median
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..func.config import Settings
 from ..func.problem import problem_of
-from ..func.solvers import SOLVERS, Damping, Gaussian, Nystrom, Solver
+from ..func.solvers import SOLVERS, Damping, Gaussian, Nystrom
 from ..func.trees import params_of
-from ..sketch import gaussian
+from .sketches import Row
 
 DTYPE = torch.float64
 ROUNDING = 1e-11  # relative, of directions that conjugate gradients have made exact
@@ -42,12 +42,12 @@ class System:
     r: Float[Tensor, " n"]
     damping: float
 
-    @property
+    @cached_property
     def k(self) -> Float[Tensor, "n n"]:
         """K."""
         return self.j @ self.j.mT
 
-    @property
+    @cached_property
     def exact(self) -> Float[Tensor, " n"]:
         """C."""
         return torch.linalg.solve(self.k + self.damping * torch.eye(len(self.r), dtype=DTYPE), self.r)
@@ -57,30 +57,31 @@ class System:
         x = self.j.mT @ (c - self.exact)
         return float(((self.j @ x).square().sum() + self.damping * x.square().sum()).sqrt())
 
-    @property
+    @cached_property
     def left(self) -> float:
         """|r - J d|."""
         return self.damping * float(self.exact.norm())
 
-    def embedding(self, s: Float[Tensor, "q n"]) -> float:
-        """Return epsilon = |W^T (S^T S - I) W| of a sketch S.
-
-        W = [J (J^T J + lambda I)^-1/2, (r - J d) / |r - J d|].
-        """
+    @cached_property
+    def seen(self) -> Float[Tensor, "n w"]:
+        """W = [J (J^T J + lambda I)^-1/2, (r - J d) / |r - J d|]."""
         values, vectors = torch.linalg.eigh(self.k)
         damped = vectors * (values.clamp(min=0) / (values + self.damping)).sqrt()
-        w = torch.cat([damped, (self.exact / self.exact.norm())[:, None]], 1)
-        seen = s @ w
-        return float(torch.linalg.matrix_norm(seen.mT @ seen - w.mT @ w, 2))
+        return torch.cat([damped, (self.exact / self.exact.norm())[:, None]], 1)
+
+    def embedding(self, s: Float[Tensor, "q n"]) -> float:
+        """Return epsilon = |W^T (S^T S - I) W| of a sketch S."""
+        short = s @ self.seen
+        return float(torch.linalg.matrix_norm(short.mT @ short - self.seen.mT @ self.seen, 2))
 
 
-def gaussian_bound(system: System, solver: Gaussian, s: Float[Tensor, "q n"]) -> float:
+def gaussian_bound(system: System, solver: Gaussian) -> float:
     """Return the bound for sketch and solve: epsilon / (1 - epsilon) |r - J d|; infinite for epsilon >= 1."""
-    error = system.embedding(s)
+    error = system.embedding(solver.sketch)
     return error / (1 - error) * system.left if error < 1 else float("inf")
 
 
-def nystrom_bound(system: System, solver: Nystrom, s: Float[Tensor, "q n"]) -> float:
+def nystrom_bound(system: System, solver: Nystrom) -> float:
     """Return the bound for the preconditioner alone, or for conjugate gradients behind it.
 
     With e the least eigenvalue that K^ keeps, t = trace(K) - trace(K^) and m = max(t, e), alone:
@@ -96,21 +97,17 @@ def nystrom_bound(system: System, solver: Nystrom, s: Float[Tensor, "q n"]) -> f
     return 2 * ((root - 1) / (root + 1)) ** solver.iterations * energy**0.5
 
 
-BOUNDS: dict[str, Callable[[System, Any, Tensor], float]] = {"gaussian": gaussian_bound, "nystrom": nystrom_bound}
+BOUNDS: dict[str, Callable[[System, Any], float]] = {"gaussian": gaussian_bound, "nystrom": nystrom_bound}
 
 
-def solved(system: System, settings: Settings, seed: int) -> tuple[Solver, Float[Tensor, " n"], float]:
-    """Return a solver made for a system, its coefficients, and the bound on their direction's distance."""
+def solved(system: System, settings: Settings, seed: int) -> tuple[Float[Tensor, " n"], float]:
+    """Return a solver's coefficients, and the bound on their direction's distance."""
     w = torch.zeros(system.j.shape[1], dtype=DTYPE)
-    params = params_of(w, "solved()")
-    problem = problem_of(lambda w, row: row @ w, params, system.j, settings, 0, "solved()")
+    problem = problem_of(lambda w, row: row @ w, params_of(w, "solved()"), system.j, settings, 0, "solved()")
     rows = replace(problem.linearise().rows, scales=[1.0])
     damping = Damping(system.damping, relative=False)
     solver = SOLVERS[settings.solver](rows, damping, settings, torch.Generator().manual_seed(seed))
-    c = solver.solve(system.r)
-    n, generator = len(system.r), torch.Generator().manual_seed(seed)
-    s = gaussian(n, settings.rank, generator, torch.ones(n)).matrix.to(DTYPE)  # as the solver drew it
-    return solver, c, BOUNDS[settings.solver](system, solver, s)
+    return solver.solve(system.r), BOUNDS[settings.solver](system, solver)
 
 
 def system_of(n: int, p: int, damping: float, seed: int) -> System:
@@ -120,25 +117,6 @@ def system_of(n: int, p: int, damping: float, seed: int) -> System:
     j = sides[0] * torch.arange(1, n + 1, dtype=DTYPE) ** -2.0 @ sides[1].mT
     r = j @ torch.randn(p, generator=generator, dtype=DTYPE) + 0.05 * torch.randn(n, generator=generator, dtype=DTYPE)
     return System(j, r, damping * float(j.square().sum()) / n)
-
-
-@dataclass(frozen=True)
-class Row:
-    """Medians over draws of one solver with sketches of one size.
-
-    Args:
-        sketch: The solver's name, and how many steps refine it.
-        size: Columns q.
-        error: |d - exact d|_F / |exact d|_F.
-        bound: The same of the bound, None where there is none.
-        violations: Draws in which the error exceeded the bound.
-    """
-
-    sketch: str
-    size: int
-    error: float
-    bound: float | None
-    violations: int
 
 
 SOLVED = {
@@ -172,11 +150,7 @@ def solver_study(
             settings = Settings.build("solver_study()", {"rank": size, "tolerance": 1e-15, **given})
             found = []
             for draw in range(draws):
-                _, c, bound = solved(system, settings, seed + 1 + draw)
+                c, bound = solved(system, settings, seed + 1 + draw)
                 found.append((system.distance(c) / length, bound / length))
-            bound = median(bound for _, bound in found)
-            rows.append(Row(
-                name, size, median(error for error, _ in found), bound if bound < float("inf") else None,
-                sum(error > bound * (1 + 1e-9) + ROUNDING for error, bound in found),
-            ))  # fmt: skip
-    return {"samples": n, "parameters": p, "damping": damping, "draws": draws, "rows": [asdict(row) for row in rows]}
+            rows.append(asdict(Row.of(name, size, found, ROUNDING)))
+    return {"samples": n, "parameters": p, "damping": damping, "draws": draws, "rows": rows}

@@ -24,6 +24,9 @@ class Gaussian(Solver):
     It minimises |S (J d - r)|^2 + lambda |d|^2, the least squares problem seen through S: cheap, but for q well below
     the number of directions that matter the solution is rough, which ``solve_error`` says.
 
+    Attributes:
+        sketch: S.
+
     Cost: n p q + q^2 p multiply-adds and rows made once; (n + p + q) q numbers.
     Source: PAPER section 2, in sample space; Johnson and Lindenstrauss (1984).
     """
@@ -31,8 +34,8 @@ class Gaussian(Solver):
     def __init__(self, rows: Rows, damping: Damping, settings: Settings, generator: torch.Generator):
         scores = torch.ones(rows.n)
         drawn = gaussian(rows.n, settings.rank, generator, scores).matrix
-        self._sketch = drawn.to(rows.leaves[0].device, settings.solve_dtype)
-        mixed, self.trace = sketched(rows, self._sketch)
+        self.sketch = drawn.to(rows.leaves[0].device, settings.solve_dtype)
+        mixed, self.trace = sketched(rows, self.sketch)
         require_rows(self.trace)
         self._k, self._ranks, self._n = mixed @ mixed.mT, rows.ranks, rows.n
         self.damp(damping)
@@ -44,4 +47,4 @@ class Gaussian(Solver):
         self.rungs = self._factor.rungs
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return self._ranks.first(self._sketch.mT @ self._factor.solve(self._sketch @ r))
+        return self._ranks.first(self.sketch.mT @ self._factor.solve(self.sketch @ r))
