@@ -14,13 +14,15 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from seng import SENG, Preconditioner
-from seng.errors import BatchError, CaptureError, OrderError
+from seng.errors import CaptureError, OrderError
 from seng.layers import LAYERS
 from seng.testing import (
+    EXACT,
     LAYER_CASES,
     blocks_of,
     check_direction,
     check_rows,
+    relative_error,
 )
 from seng.types import Rows
 
@@ -253,8 +255,9 @@ def test_layer_frozen_after_the_hooks_were_placed_is_left_alone():
     pre = Preconditioner(model)
     model[0].requires_grad_(False)
     loss_of(model, x).backward()
-    with pytest.warns(UserWarning, match="they pass through: 0. Counted"):
-        pre.step()
+    pre.step()
+    assert set(pre.coverage().preconditioned) == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    assert pre.coverage().share == 1
     assert all(p.grad is None for p in model[0].parameters())
     assert model[2].weight.grad is not None
     pre.close()
@@ -365,34 +368,50 @@ def test_input_overwritten_where_it_is_not_needed_is_accepted():
     check_direction(model, lambda: loss_of(model, x.clone()), N)
 
 
-def test_layers_that_disagree_about_samples_are_refused():
-    class Folding(nn.Module):
-        """Moves two samples into one row between its layers."""
+class _Windows(nn.Module):
+    """Moves positions into dimension 0 for one layer in the middle."""
 
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.odd = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(6, 2)
+    def __init__(self):
+        super().__init__()
+        self.first, self.odd, self.last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.odd(self.second(self.first(x)).view(-1, 6))
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.odd(x.flatten(0, 1)).view_as(x).tanh())
 
-    model, x = Folding().double(), random(1, N, 3)
-    pre = Preconditioner(model)
+
+def test_layers_that_disagree_about_samples_pass_through_by_name():
+    model, x = _Windows().double(), random(1, N, 4, 3)
+    pre = Preconditioner(model, estimator="exact", curvature_batch="current", refresh_every=1)
     model(x).square().mean().backward()
-    message = rf"layers disagree about the number of samples: expected {N} samples in dimension 0, got 3 at layer odd"
-    with pytest.raises(BatchError, match=message):
+    plain = model.odd.weight.grad.clone()  # type: ignore[union-attr]
+    message = rf"keep their plain gradient: odd \(dimension 0 of its input has {4 * N} entries where the batch has {N}"
+    with pytest.warns(UserWarning, match=message):
         pre.step()
+    assert set(pre.coverage().passed_through) == {"odd.weight", "odd.bias"}
+    assert relative_error(model.odd.weight.grad / model.odd.weight.grad.norm(), plain / plain.norm()) <= EXACT
     pre.close()
     check_direction(model, lambda: model(x).square().mean(), N, exclude=["odd"])
 
 
-def test_uses_of_one_layer_that_disagree_about_samples_are_refused():
-    model, x = nn.Sequential(nn.Linear(3, 3)).double(), random(1, N, 3)
-    pre = Preconditioner(model)
-    (model(x).sum() + model(x[:4]).sum()).backward()
-    with pytest.raises(BatchError, match="expected . samples in dimension 0, got . at layer 0. Keep samples"):
+def test_layer_that_disagreed_once_is_not_trusted_by_accident():
+    model = _Windows().double()
+    pre = Preconditioner(model, refresh_every=1)
+    for positions in (4, 1):  # with one position sizes agree
+        model.zero_grad()
+        model(random(1, N, positions, 3)).square().mean().backward()
         pre.step()
+        assert set(pre.coverage().passed_through) == {"odd.weight", "odd.bias"}
     pre.close()
+
+
+def test_forward_passes_of_different_sizes_are_different_samples():
+    model, x = mlp(), random(1, N + 4, 3)
+
+    def run() -> None:
+        (loss_of(model, x[:N], N + 4) + loss_of(model, x[N:], N + 4)).backward()
+
+    assert_same(directions(model, run), directions(model, lambda: loss_of(model, x).backward()))
 
 
 def test_step_without_a_captured_layer_is_refused():

@@ -15,6 +15,8 @@ from .errors import ModelError, OptionError, OrderError
 from .layers import LAYERS, UNSUPPORTED_CONTAINERS, layer_function
 from .wrappers import Cut, cut_of, sharded
 
+Fingerprint = list[tuple[nn.Module, str, "nn.Parameter | None", bool]]
+
 
 @dataclass(frozen=True)
 class Block:
@@ -37,6 +39,15 @@ class Block:
         """Dtype of the curvature: at least float32."""
         return torch.promote_types(self.parameters[0].dtype, torch.float32)
 
+    def same_as(self, other: Block | None) -> bool:
+        """Return whether another block has the same parameters in the same modules."""
+        return (
+            other is not None
+            and [id(p) for p in self.parameters] == [id(p) for p in other.parameters]
+            and [(entry.module, entry.wanted) for entry, _ in self.members]
+            == [(entry.module, entry.wanted) for entry, _ in other.members]
+        )
+
     @property
     def cuts(self) -> tuple[Cut, ...]:
         """How each parameter is cut among the ranks; empty where every rank has all of them."""
@@ -51,11 +62,15 @@ class Layout:
         blocks: By name.
         passed: Reason by qualified name of each trainable parameter that no block holds.
         passing: Those parameters.
+        watched: Every module that can be captured, also those whose parameters are frozen now.
+        fingerprint: Which modules and parameters the model had, and which of them were trained.
     """
 
     blocks: dict[str, Block]
     passed: dict[str, str]
     passing: dict[str, nn.Parameter]
+    watched: tuple[Watched, ...]
+    fingerprint: Fingerprint
 
     @property
     def cut_among(self) -> int:
@@ -67,12 +82,21 @@ class Layout:
         """Whether ``fully_shard`` made the parameters, be it for one rank alone."""
         return any(sharded(p) for block in self.blocks.values() for p in block.parameters)
 
+    def describes(self, model: nn.Module) -> bool:
+        """Return whether the model still has these modules and parameters, and trains the same ones."""
+        current = fingerprint(model)
+        return len(current) == len(self.fingerprint) and all(
+            a[0] is b[0] and a[1] == b[1] and a[2] is b[2] and a[3] == b[3]
+            for a, b in zip(current, self.fingerprint, strict=True)
+        )
+
     def require_current(self, call: str) -> None:
-        """Raise OrderError where the modules have other parameters than when they were laid out."""
+        """Raise OrderError where ``fully_shard`` has replaced parameters since they were laid out."""
         for name, block in self.blocks.items():
             for member, slots in block.members:
                 held = [block.parameters[k] for k in slots]
-                if any(getattr(member.module, key) is not p for key, p in zip(member.wanted, held, strict=True)):
+                pairs = zip((getattr(member.module, key) for key in member.wanted), held, strict=True)
+                if any(new is not old and sharded(new) and not sharded(old) for new, old in pairs):
                     raise OrderError(
                         call, "a module has other parameters than it had", expected="those the optimizer was made with",
                         got=", ".join(member.wanted), layer=name, fix="Create the optimizer after fully_shard",
@@ -104,7 +128,8 @@ def lay_out(model: nn.Module, options: Options, call: str) -> Layout:
     _require_matches(modules, options, call)
     reasons: dict[nn.Parameter, str] = {}
     watched = _select(modules, options, reasons)
-    blocks = _group(watched, names)
+    trained = _without_foreign_uses([entry for entry in watched if entry.wanted], watched, modules, reasons)
+    blocks = _group(trained, names)
     if not blocks:
         raise ModelError(
             call, "no supported layer", expected="one of " + ", ".join(kind.__name__ for kind in LAYERS),
@@ -113,7 +138,16 @@ def lay_out(model: nn.Module, options: Options, call: str) -> Layout:
     held = {parameter for block in blocks.values() for parameter in block.parameters}
     passing = {name: parameter for parameter, name in names.items() if parameter not in held}
     passed = {name: reasons.get(parameter, "no module owns it") for name, parameter in passing.items()}
-    return Layout(blocks, passed, passing)
+    return Layout(blocks, passed, passing, tuple(watched), fingerprint(model))
+
+
+def fingerprint(model: nn.Module) -> Fingerprint:
+    """Return the model's modules and parameters as they are now. Cost: one pass over the modules."""
+    return [
+        (module, key, p, p is not None and p.requires_grad)
+        for module in model.modules()
+        for key, p in (module._parameters.items() or [("", None)])
+    ]
 
 
 def _clean(name: str) -> str:
@@ -122,14 +156,20 @@ def _clean(name: str) -> str:
 
 
 def reweightable(layout: Layout) -> frozenset[str]:
-    """Return the names of blocks that are one linear layer with all its parameters trained."""
-    return frozenset(
+    """Return the names of blocks that are one linear layer whose weight is trained.
+
+    The smallest is left out where no other block keeps its gradient: one must tell whether gradients were cleared.
+    """
+    linear = [
         name
         for name, block in layout.blocks.items()
         if len(block.members) == 1
         and type(block.members[0][0].module) is nn.Linear
         and "weight" in block.members[0][0].wanted
-    )
+    ]
+    if len(linear) == len(layout.blocks):
+        linear.remove(min(linear, key=lambda name: sum(p.numel() for p in layout.blocks[name].parameters)))
+    return frozenset(linear)
 
 
 def _matches(name: str, module: nn.Module, selectors: Iterable[Selector]) -> bool:
@@ -156,11 +196,12 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
     }
     watched = []
     for name, module in modules:
-        own = {key: p for key, p in module.named_parameters(recurse=False) if p.requires_grad}
-        if not own:
-            continue
+        held = {key: p for key, p in module._parameters.items() if p is not None}
+        own = {key: p for key, p in held.items() if p.requires_grad}
         function = layer_function(module)
         wanted = tuple(key for key in ("weight", "bias") if key in own)
+        if not own and (function is None or not {"weight", "bias"} & held.keys()):
+            continue
         if module in inside:
             reason = inside[module]
         elif any(p.is_complex() for p in own.values()):
@@ -173,11 +214,38 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
             reason = "excluded"
         else:
             reason = f"{type(module).__name__} computes its own weight"
-            if wanted:
+            if wanted or not own:
                 assert function is not None
                 watched.append(Watched(name, module, function, wanted))
         reasons.update(dict.fromkeys(own.values(), reason))
     return watched
+
+
+def _without_foreign_uses(
+    trained: list[Watched],
+    watched: list[Watched],
+    modules: list[tuple[str, nn.Module]],
+    reasons: dict[nn.Parameter, str],
+) -> list[Watched]:
+    """Leave out modules that share a parameter, directly or through others, with a module that is not captured."""
+    captured = {entry.module for entry in watched}
+    foreign = {
+        p: name
+        for name, module in modules
+        if module not in captured
+        for p in module._parameters.values()
+        if p is not None
+    }
+    while True:
+        shared = [entry for entry in trained if any(getattr(entry.module, key) in foreign for key in entry.wanted)]
+        if not shared:
+            return trained
+        for entry in shared:
+            own = [getattr(entry.module, key) for key in entry.wanted]
+            name = next(foreign[p] for p in own if p in foreign)
+            reasons.update(dict.fromkeys(own, f"shared with {name or 'the model itself'}, which is not captured"))
+            foreign |= {p: entry.name for p in own if p not in foreign}
+        trained = [entry for entry in trained if entry not in shared]
 
 
 def _group(watched: list[Watched], names: dict[nn.Parameter, str]) -> dict[str, Block]:

@@ -5,44 +5,74 @@ activation overwrites it. A record belongs to its graph: forward passes that are
 nothing behind, and neither do passes that ask for gradients of inputs alone. A *micro-batch* is what one forward
 phase and the backward passes through it contribute; recomputed forward passes of activation checkpointing run inside
 backward and belong to the micro-batch that is open.
+
+Only passes whose gradients are in ``.grad`` count. A gradient that was cleared since, or that ``torch.autograd.grad``
+handed out, is kept apart as ``Use.loose`` for as long as its graph lives: a caller may still put it into ``.grad``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
-from torch.utils.hooks import RemovableHandle
 
-from .errors import BatchError, CaptureError
+from .broadcast import SPENT, as_table
+from .errors import CaptureError
+from .hooks import Hook, transformed
 from .layers import LayerFunction
 from .types import LayerIO, join_batches, join_uses
 
 
-@dataclass
+@dataclass(eq=False)
 class Use:
     """One call of a layer: its input, and the gradient of its output once backward has passed.
 
-    ``leaves`` are the autograd nodes that accumulate into the layer's parameters; None where those are withheld.
+    Args:
+        x: The input.
+        version: Version counter of the input when the layer read it.
+        training: Mode of the module.
+        wanted: Names of the module's parameters that required gradients.
+        leaves: The autograd nodes that accumulate into these parameters; None where those are withheld.
+        g: The output gradients that are in ``.grad``.
+        loose: Those that were cleared, or taken by ``torch.autograd.grad``.
     """
 
     x: Tensor
     version: int
     training: bool
+    wanted: tuple[str, ...]
     leaves: tuple[Node, ...] | None
     g: Tensor | None = None
+    loose: Tensor | None = None
+
+    def void(self) -> None:
+        """Move what was recorded to what is not in ``.grad``."""
+        if self.g is not None:
+            self.loose = self.g if self.loose is None else self.loose + self.g
+            self.g = None
 
 
-@dataclass
+@dataclass(eq=False)
 class MicroBatch:
-    """Uses of each layer in one forward phase, in the order in which backward reached them."""
+    """Uses of each layer in one forward phase, in the order in which backward reached them.
+
+    Args:
+        uses: By layer.
+        size: Dimension 0 of what the model was given, where it was called as a whole.
+        started: Whether backward has reached it.
+    """
 
     uses: dict[str, list[Use]] = field(default_factory=dict)
+    size: int | None = None
     started: bool = False
+
+    def __iter__(self) -> Any:
+        return (use for uses in self.uses.values() for use in uses)
 
 
 @dataclass(frozen=True)
@@ -69,10 +99,14 @@ class Captured:
     Args:
         layers: By qualified module name.
         samples: Number of samples of all micro-batches; a layer that some did not use has fewer columns.
+        refused: Why layers were left out, by name.
+        loose: Whether there are gradients that were cleared, or taken by ``torch.autograd.grad``.
     """
 
     layers: dict[str, LayerIO]
     samples: int
+    refused: Mapping[str, str] = field(default_factory=dict)
+    loose: bool = False
 
 
 class Capture:
@@ -80,64 +114,103 @@ class Capture:
 
     Args:
         watched: The modules.
-        grads_are_fresh: Tells whether ``.grad`` has been cleared, so that older records are void.
         withheld: Names of modules whose parameters are kept out of backward while armed.
+        model: The model they belong to, whose input tells the batch size.
+        witnesses: Parameters whose ``.grad`` tells whether the gradients of withheld modules were cleared.
     """
 
     def __init__(
-        self, watched: list[Watched], grads_are_fresh: Callable[[], bool], withheld: frozenset[str] = frozenset()
+        self,
+        watched: Iterable[Watched],
+        withheld: frozenset[str] = frozenset(),
+        model: nn.Module | None = None,
+        witnesses: Sequence[nn.Parameter] = (),
     ):
         self.armed = True
-        self._watched = {entry.name: entry for entry in watched}
-        self._grads_are_fresh = grads_are_fresh
+        self._watched: dict[str, Watched] = {}
         self._batches: list[MicroBatch] = []
         self._open: MicroBatch | None = None
-        self._handles = [
-            # first of all hooks: fully_shard's lets the whole parameters go
-            entry.module.register_forward_hook(self._hook(entry.name), with_kwargs=True, prepend=True)
-            for entry in watched
-        ]
+        self._size: int | None = None
+        self._in_backward = False
+        self._refused: dict[str, str] = {}
+        self._handles: dict[str, list[Any]] = {}
         self._held_back: dict[str, list[nn.Parameter]] = {}
-        for entry in watched:
-            if entry.name in withheld:
-                self._handles += self._withhold(entry)
+        self._withheld, self._witnesses = withheld, list(witnesses)
+        self._compiled: dict[int, tuple[MicroBatch, str, Use]] = {}
+        if model is not None:
+            before = Hook(self._note_size)
+            self._handles[""] = [model.register_forward_pre_hook(before, with_kwargs=True)]
+        self.watch(watched)
+
+    def watch(self, watched: Iterable[Watched]) -> None:
+        """Place hooks on modules that have none yet, and remove those of modules no longer named."""
+        entries = {entry.name: entry for entry in watched}
+        for name, old in self._watched.items():
+            if name not in entries or entries[name].module is not old.module:
+                self._release(name)
+                self._refused.pop(name, None)
+        for name, entry in entries.items():
+            if f"module {name}" not in self._handles:
+                self._place(entry)
+        self._watched = entries
+
+    def _place(self, entry: Watched) -> None:
+        after = Hook(partial(self._after, entry.name))
+        # first of all hooks: fully_shard's lets the whole parameters go
+        handles = [entry.module.register_forward_hook(after, with_kwargs=True, prepend=True)]
+        if entry.name in self._withheld:
+            before, restore = Hook(partial(self._withhold, entry)), Hook(partial(self._restore, entry.name))
+            handles += [
+                entry.module.register_forward_pre_hook(before),
+                entry.module.register_forward_hook(restore, always_call=True),
+            ]
+        self._handles[f"module {entry.name}"] = handles
+
+    def _release(self, name: str) -> None:
+        for handle in self._handles.pop(f"module {name}", ()):
+            handle.remove()
 
     def close(self) -> None:
         """Remove the hooks and forget what they recorded; graphs that are still alive record nothing more."""
         self.armed = False
-        for handle in self._handles:
-            handle.remove()
+        for handles in self._handles.values():
+            for handle in handles:
+                handle.remove()
         self._handles.clear()
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was recorded and not yet collected."""
+        """Forget what was recorded and not yet collected, but for what living graphs hold."""
+        for batch in self._batches:
+            for use in batch:
+                use.void()
         self._batches.clear()
-        self._open = None
+        self._compiled.clear()
+        self._open, self._in_backward, self._size = None, False, None
 
     @property
     def holds_records(self) -> bool:
         """Whether a backward pass was recorded and not yet collected."""
-        return bool(self._batches)
+        return any(use.g is not None or use.loose is not None for batch in self._batches for use in batch)
 
-    def has_gradients(self) -> bool:
-        """Return whether anything but zeros was recorded and not yet collected."""
-        uses = [use for batch in self._batches for uses in batch.uses.values() for use in uses]
-        return any(use.g is not None and bool(use.g.any()) for use in uses)
+    # -- forward --------------------------------------------------------------------------------------------------
 
-    def _hook(self, name: str) -> Callable[..., None]:
-        # the test of `armed` is all that a compiled graph keeps of an idle hook; an armed one breaks the graph
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            return self._record(name, module, args, kwargs, output) if self.armed else None
+    def _note_size(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.armed or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        sizes = [x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim()]
+        self._size = max(sizes, key=sizes.count) if sizes else None
+        if self._open is not None and self._open.size != self._size:  # other samples than those before
+            self._open = None
 
-        return hook
+    # the test of `armed` is all that a compiled graph keeps of an idle hook
+    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return self._record(name, module, args, kwargs, output) if self.armed else None
 
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if module is not self._watched[name].module:  # a copy of the model took the hooks along
+        if transformed() or module is not self._watched[name].module:  # a copy of the model took the hooks along
             return None
-        inside_backward = torch._C._current_graph_task_id() != -1
-        if self._open is not None and self._open.started and not inside_backward:
-            self._open = None
+        self._enter_phase()
         if not (torch.is_grad_enabled() and isinstance(output, Tensor)):
             return None
         withheld = bool(self._held_back.get(name))
@@ -145,85 +218,166 @@ class Capture:
             if not withheld:
                 return None
             output = _Source.apply(output, torch.empty(0, requires_grad=True))
-        if self._open is None:
-            self._open = MicroBatch()
-        batch, x = self._open, (args[0] if args else kwargs["input"]).detach()
+        wanted = self._wanted(name, module)
+        if not wanted:
+            return None
+        batch, x = self._batch(), (args[0] if args else kwargs["input"]).detach()
         if torch.is_autocast_enabled(x.device.type):  # autograd saves a cast copy, and lets the original change
             x = x.clone()
-        leaves = None if withheld else self._leaves(name, module)
-        use = Use(x, x._version, module.training, leaves)
+        leaves = None if withheld else self._leaves(module, wanted)
+        use = Use(x, x._version, module.training, wanted, leaves)
         output, source = _hookable(output)
         shape = output.shape
         source.register_hook(lambda grad: self._receive(batch, name, use, grad.reshape(shape)))
+        if isinstance(module, nn.Embedding):
+            return as_table(output, use, batch.size, partial(self._receive, batch, name))
         return output
 
-    def _leaves(self, name: str, module: nn.Module) -> tuple[Node, ...]:
-        parameters = [getattr(module, key) for key in self._watched[name].wanted]  # tensors, under functional_call
-        return tuple(get_gradient_edge(p).node for p in parameters if p.requires_grad)
+    def _enter_phase(self) -> None:
+        """End a micro-batch that backward has reached, unless this call is recomputed inside backward."""
+        if torch._C._current_graph_task_id() != -1:
+            self._begin_pass()
+            return
+        self._in_backward = False
+        if self._open is not None and self._open.started:
+            self._open = None
 
-    def _withhold(self, entry: Watched) -> list[RemovableHandle]:
+    def _batch(self) -> MicroBatch:
+        """Return the micro-batch that is open, or begin one."""
+        if self._open is None:
+            self._open = MicroBatch(size=self._size)
+        return self._open
+
+    def _wanted(self, name: str, module: nn.Module) -> tuple[str, ...]:
+        held = self._held_back.get(name, ())
+        own = ((key, getattr(module, key, None)) for key in ("weight", "bias"))  # tensors, under functional_call
+        return tuple(
+            key
+            for key, p in own
+            if isinstance(p, Tensor) and key in module._parameters and (p.requires_grad or any(p is q for q in held))
+        )
+
+    def _leaves(self, module: nn.Module, wanted: tuple[str, ...]) -> tuple[Node, ...]:
+        return tuple(get_gradient_edge(getattr(module, key)).node for key in wanted)
+
+    def _withhold(self, entry: Watched, module: nn.Module, args: Any) -> None:
         """Let a module compute with parameters that require no gradient, for the time of its call."""
+        if module is entry.module and self.armed and torch.is_grad_enabled() and not transformed():
+            held = (module._parameters.get(key) for key in entry.wanted)
+            own = [p for p in held if p is not None and p.requires_grad]
+            self._held_back[entry.name] = own
+            for parameter in own:
+                parameter.requires_grad_(False)
 
-        def before(module: nn.Module, args: Any) -> None:
-            if module is entry.module and self.armed and torch.is_grad_enabled():
-                held = (module._parameters.get(key) for key in entry.wanted)
-                own = [p for p in held if p is not None and p.requires_grad]
-                self._held_back[entry.name] = own
-                for parameter in own:
-                    parameter.requires_grad_(False)
+    def _restore(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        for parameter in self._held_back.pop(name, ()):
+            parameter.requires_grad_(True)
 
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            for parameter in self._held_back.pop(entry.name, ()):
-                parameter.requires_grad_(True)
-
-        register = entry.module.register_forward_hook
-        return [entry.module.register_forward_pre_hook(before), register(after, always_call=True)]
+    # -- backward -------------------------------------------------------------------------------------------------
 
     def _receive(self, batch: MicroBatch, name: str, use: Use, grad: Tensor) -> None:
-        if not self.armed or grad.numel() == 0 or not _accumulates(use.leaves):
+        if not self.armed or grad.numel() == 0 or use.version == SPENT:
             return
-        if not batch.started:
-            if self._batches and self._grads_are_fresh():
-                self._batches.clear()
-            batch.started = True
+        accumulates = _accumulates(use.leaves)
+        if accumulates is None:
+            return
+        self._begin_pass()
+        batch.started = True
+        if not any(batch is known for known in self._batches):
             self._batches.append(batch)
-        if use.g is None:
-            batch.uses.setdefault(name, []).append(use)
-            use.g = grad.detach()
-        else:
-            use.g = use.g + grad.detach()
+        if not any(use is known for known in batch.uses.setdefault(name, [])):
+            batch.uses[name].append(use)
+        kind = "g" if accumulates else "loose"
+        old, grad = getattr(use, kind), grad.detach()
+        setattr(use, kind, grad if old is None else old + grad)
 
-    def collect(self) -> Captured:
-        """Return what each layer gave since the last call, micro-batches joined, and forget it.
+    def _begin_pass(self) -> None:
+        """At the start of a backward pass, void what was recorded before the gradients were cleared."""
+        if self._in_backward:
+            return
+        self._in_backward = True
+        torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)
+        if not any(use.g is not None for batch in self._batches for use in batch):
+            return
+        gone = {name for name, entry in self._watched.items() if self._cleared(entry)}
+        for batch in self._batches:
+            for name in gone & batch.uses.keys():
+                for use in batch.uses[name]:
+                    use.void()
+
+    def _end_pass(self) -> None:
+        self._in_backward = False
+
+    def _cleared(self, entry: Watched) -> bool:
+        """Return whether a module's ``.grad`` was cleared, to None or to zeros, since something was captured."""
+        own: Iterable[Any] = self._witnesses
+        if entry.name not in self._withheld:
+            own = [p for p in entry.module._parameters.values() if p is not None]
+        own = [p for p in own if p.requires_grad]
+        if not own or any(hasattr(p, "device_mesh") for p in own):  # sharded gradients come later
+            return False
+        grads = [p.grad for p in own if p.grad is not None]
+        if not grads:
+            return True
+        uses = [use for batch in self._batches for use in batch.uses.get(entry.name, ()) if use.g is not None]
+        return bool(uses) and not any(_any(g) for g in grads) and any(_any(use.g) for use in uses)
+
+    # -- what a step takes ----------------------------------------------------------------------------------------
+
+    def collect(self, loose: bool = False) -> Captured:
+        """Return what each layer gave, micro-batches joined. Nothing is forgotten until ``release``.
+
+        Args:
+            loose: Whether gradients count that were cleared, or taken by ``torch.autograd.grad``. They do where there
+                are no others.
 
         Raises:
             CaptureError: A layer's input was overwritten after the layer had read it.
-            BatchError: Layers, or uses of one layer, disagree about the number of samples.
         """
-        batches, self._batches, self._open = self._batches, [], None
+        every = [use for batch in self._batches for use in batch]
+        extra = any(use.loose is not None for use in every)
+        loose = extra and (loose or all(use.g is None for use in every))
         joined: dict[str, list[LayerIO]] = {}
         samples = 0
-        for batch in batches:
-            layers = {name: self._join(name, uses) for name, uses in batch.uses.items()}
-            samples += _require_one_count({name: io.n for name, io in layers.items()})
+        for batch in self._batches:
+            layers, size = self._layers(batch, loose)
+            samples += size
             for name, io in layers.items():
                 joined.setdefault(name, []).append(io)
-        return Captured({name: join_batches(parts) for name, parts in joined.items()}, samples)
+        layers = {name: join_batches(ios) for name, ios in joined.items() if name not in self._refused}
+        return Captured(layers, samples, dict(self._refused), extra and not loose)
 
-    def _join(self, name: str, uses: list[Use]) -> LayerIO:
-        entry, parts = self._watched[name], []
-        for use in uses:
-            if use.x._version != use.version and "weight" in entry.wanted:  # gradients of a bias need no input
-                raise CaptureError(
-                    "step()", "a layer's input was modified in place after the layer had read it",
-                    expected=f"version {use.version}", got=use.x._version, layer=name,
-                    fix="Make that operation out of place, or exclude the layer",
-                )  # fmt: skip
-            assert use.g is not None
-            parts.append(entry.function(entry.module, use.x, use.g, entry.wanted, use.training))
-            use.x, use.g = use.x.new_empty(0), None  # the graph's hooks keep the record for as long as the loss lives
-        _require_one_count({f"{name} (use {k})": part.n for k, part in enumerate(parts)}, layer=name)
-        return join_uses(parts)
+    def release(self) -> None:
+        """Forget what was collected; the graph's hooks keep the records for as long as the loss lives."""
+        for batch in self._batches:
+            for use in batch:
+                use.x, use.g, use.loose, use.version = use.x.new_empty(0), None, None, SPENT
+        self._batches.clear()
+        self.clear()
+
+    def _layers(self, batch: MicroBatch, loose: bool) -> tuple[dict[str, LayerIO], int]:
+        """Return what the layers gave in one micro-batch, and its number of samples."""
+        found: dict[str, list[LayerIO]] = {}
+        for name, uses in batch.uses.items():
+            entry = self._watched.get(name)
+            taken = [(use, g) for use in uses if (g := _gradient(use, loose)) is not None]
+            if entry is not None and taken and all(use.wanted == entry.wanted for use, _ in taken):
+                found[name] = [self._io(entry, use, g) for use, g in taken]
+        size = _batch_size([io.n for ios in found.values() for io in ios], batch.size)
+        for name, ios in found.items():
+            odd = next((io.n for io in ios if io.n != size), None)
+            if odd is not None:
+                self._refused[name] = f"dimension 0 of its input has {odd} entries where the batch has {size} samples"
+        return {name: join_uses(ios) for name, ios in found.items() if name not in self._refused}, size
+
+    def _io(self, entry: Watched, use: Use, g: Tensor) -> LayerIO:
+        if use.x._version != use.version and "weight" in entry.wanted:  # gradients of a bias need no input
+            raise CaptureError(
+                "step()", "a layer's input was modified in place after the layer had read it",
+                expected=f"version {use.version}", got=use.x._version, layer=entry.name,
+                fix="Make that operation out of place, or exclude the layer",
+            )  # fmt: skip
+        return entry.function(entry.module, use.x, g, entry.wanted, use.training)
 
 
 class _Source(torch.autograd.Function):
@@ -239,14 +393,36 @@ class _Source(torch.autograd.Function):
         return None, None
 
 
-def _accumulates(leaves: tuple[Node, ...] | None) -> bool:
-    """Return whether the running backward pass reaches a parameter; gradients of inputs alone do not."""
+def _accumulates(leaves: tuple[Node, ...] | None) -> bool | None:
+    """Return whether the running pass adds to ``.grad``: False where a caller gets the gradients, None for neither."""
     if leaves is None:
         return True
     try:
-        return any(torch._C._will_engine_execute_node(leaf) for leaf in leaves)
+        return True if any(torch._C._will_engine_execute_node(leaf) for leaf in leaves) else None
     except RuntimeError:  # torch.autograd.grad was asked for that very parameter
-        return True
+        return False
+
+
+def _gradient(use: Use, loose: bool) -> Tensor | None:
+    if not loose or use.loose is None:
+        return use.g
+    return use.loose if use.g is None else use.g + use.loose
+
+
+def _any(x: Tensor | None) -> bool:
+    return x is not None and bool((x.coalesce().values() if x.is_sparse else x).any())
+
+
+def _batch_size(counts: Sequence[int], given: int | None) -> int:
+    """Return the number of samples, from dimension 0 of each layer's input in the order of backward.
+
+    The last layer's counts, unless the model was given a divisor of it that other layers have, too: a layer behind a
+    reshape that moves positions into dimension 0.
+    """
+    if not counts:
+        return 0
+    last = counts[0]
+    return given if given and given in counts and last % given == 0 else last
 
 
 def _hookable(output: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,14 +440,3 @@ def _hookable(output: Tensor) -> tuple[Tensor, Tensor]:
         return output, base
     copy = output.clone()
     return copy, copy
-
-
-def _require_one_count(counts: dict[str, int], layer: str | None = None) -> int:
-    usual = max(set(counts.values()), key=list(counts.values()).count)
-    odd = next((name for name, n in counts.items() if n != usual), None)
-    if odd is None:
-        return usual
-    raise BatchError(
-        "step()", "layers disagree about the number of samples", expected=f"{usual} samples in dimension 0",
-        got=counts[odd], layer=layer or odd, fix="Keep samples in dimension 0, or exclude the layer",
-    )  # fmt: skip

@@ -70,6 +70,8 @@ class Options:
         reweight: Linear layers leave their weight gradients out of backward, and step() forms the direction at once
             as a weighted sum over samples: less time and memory. Needs curvature of the current batch at every step;
             gradients of those layers exist after step() only, so clipping them before has no effect.
+        gradient_check: Whether a refresh compares the captured samples with ``.grad``, by random projections. Layers
+            that disagree keep their plain gradient. False where gradients are changed on purpose before ``step()``.
         preset: "paper" for the settings of the paper, or None.
         seed: Seed of every random draw, >= 0.
         explicit_limit: Parameters of the largest layer that "auto" treats explicitly or exactly whatever the cost;
@@ -102,6 +104,7 @@ class Options:
     loss_reduction: str = "mean"
     grad_scaler: Any = None
     reweight: bool = False
+    gradient_check: bool = True
     preset: str | None = None
     seed: int = 0
     explicit_limit: int | None = None
@@ -143,10 +146,11 @@ class Options:
             )  # fmt: skip
         if self.wire_dtype is not None:
             choose(dict.fromkeys(WIRE_DTYPES), self.wire_dtype, call=call, option="wire_dtype")
-        if not isinstance(self.reweight, bool):
-            raise OptionError(
-                call, "reweight out of range", expected="True or False", got=self.reweight, fix="Pass a bool"
-            )
+        for name in ("reweight", "gradient_check"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(
+                    call, f"{name} out of range", expected="True or False", got=getattr(self, name), fix="Pass a bool"
+                )
         if self.reweight:
             _require_reweightable(call, self)
 

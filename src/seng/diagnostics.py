@@ -109,20 +109,26 @@ class Coverage:
         return "\n".join([*lines, f"{self.share:.1%} of the trainable parameters are preconditioned"])
 
 
-def coverage(layout: Layout, choices: Mapping[str, Choice], held: set[str]) -> Coverage:
-    """Describe how each trainable parameter is treated."""
+def coverage(
+    layout: Layout, choices: Mapping[str, Choice], held: set[str], refused: Mapping[str, str] | None = None
+) -> Coverage:
+    """Describe how each trainable parameter is treated; ``refused``: why blocks' samples could not be used."""
+    refused = refused or {}
     preconditioned, passed, count = {}, dict(layout.passed), 0
     for name, block in layout.blocks.items():
         choice = choices.get(name)
         for key, parameter in zip(block.parameter_names, block.parameters, strict=True):
-            if choices and name not in held:
-                passed[key] = "no batch has used it yet"
+            if name in refused or (choices and name not in held):
+                passed[key] = refused.get(name, "no batch has used it yet")
                 continue
             count += parameter.numel()
             unknown = "held from a loaded state" if name in held else "to be chosen at the first refresh"
             preconditioned[key] = f"{choice.estimator}: {choice.reason}" if choice else unknown
     total = count + sum(p.numel() for p in layout.passing.values())
     total += sum(
-        p.numel() for name, block in layout.blocks.items() if choices and name not in held for p in block.parameters
+        p.numel()
+        for block in layout.blocks.values()
+        for key, p in zip(block.parameter_names, block.parameters, strict=True)
+        if key in passed
     )
     return Coverage(preconditioned, passed, count / total)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, lay_out, reweightable
-from .capture import Capture, Captured
+from .blocks import Block, Layout, lay_out, reweightable
+from .capture import Capture
 from .config import Options
-from .curvature import Curvature, as_captured, block_io, member_io
+from .curvature import Curvature, as_captured, block_io
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .direction import MeanProjection, Seen, direction, project
 from .distributed import Batch, Plan, Strategy, Updates, strategy_for
 from .errors import OrderError
+from .events import Events
 from .factors import Kronecker
 from .gradients import (
     all_finite,
@@ -34,21 +36,22 @@ from .gradients import (
     whole_gradients,
     write_back,
 )
+from .hooks import acting
 from .planner import require_known
-from .refreshing import Facts, Members, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections
+from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections
+from .samples import NAMED, Samples, Taken
 from .state import Held, read, write
-from .types import Grads, Product
+from .types import Grads, LayerIO, Product
 from .wrappers import unwrap
 
 
 @dataclass
 class Ready:
-    """What a step works on: gradients, their squares, what the layers captured for a refresh, and what is solved."""
+    """What a step works on: gradients, their squares, what the hooks captured for a refresh, and what is solved."""
 
     grads: dict[str, Grads]
     squares: dict[str, Tensor]
-    members: Members
-    samples: int
+    taken: Taken
     solved: dict[str, tuple[Use, Tensor]] = field(default_factory=dict)
 
 
@@ -87,24 +90,59 @@ class Preconditioner:
     def __init__(self, model: nn.Module, *, call: str = "Preconditioner()", **options: Any):
         chosen = Options.build(call, options)
         require_known(chosen, call)
-        self._layout = lay_out(unwrap(model, call), chosen, call)
-        strategy = strategy_for(chosen.distributed, call, chosen.wire_dtype, self._layout.cut_among)
-        self._warn_unsupported()
-        watched = [entry for block in self._layout.blocks.values() for entry, _ in block.members]
-        self._reweighted = reweightable(self._layout) if chosen.reweight else frozenset()
-        self._capture = Capture(watched, self._grads_are_cleared, withheld=self._reweighted)
-        self._sharing = Sharing(self._layout, chosen, strategy, self._reweighted)
-        self._reach = Reach(list(self._layout.blocks))
-        self._thin = ThinCorrections(self._layout)
-        self.span: Callable[[str], AbstractContextManager[Any]] = nullcontext
-        self._refreshes = Refreshes(
-            self._layout, self._sharing, self._reach, self._thin, self._count, lambda name: self.span(name)
-        )
-        self._facts = Facts(chosen, self._layout.signature())
+        self._model = unwrap(model, call)
+        self._events = Events()
+        layout = lay_out(self._model, chosen, call)
+        strategy = strategy_for(chosen.distributed, call, chosen.wire_dtype, layout.cut_among)
+        self._warn_unsupported(layout)
+        self._reweighted = reweightable(layout) if chosen.reweight else frozenset()
+        self._capture = Capture(layout.watched, self._reweighted, self._model, _witnesses(layout, self._reweighted))
+        weakref.finalize(self, self._capture.close)
+        self._use(layout, chosen, strategy)
         self._uses: dict[str, Use] = {}
-        self._counters: Counter[str] = Counter()
         self._step = 0
         self._last_refresh = -1
+
+    def _use(self, layout: Layout, options: Options, strategy: Strategy) -> None:
+        """Work with these blocks from now on."""
+        self._layout = layout
+        self._sharing = Sharing(layout, options, strategy, self._reweighted)
+        self._reach = Reach(list(layout.blocks))
+        self._thin = ThinCorrections(layout)
+        self._samples = Samples(layout, self._capture, self._events, self._reweighted)
+        self._refreshes = Refreshes(layout, self._sharing, self._reach, self._thin, self._events.count)
+        self._facts = Facts(options, layout.signature())
+
+    def _follow_model(self, call: str) -> None:
+        """Take up modules and parameters that were added, replaced, frozen or released since.
+
+        Raises:
+            ModelError, OptionError: Nothing is left to precondition, or a selector matches no module any more.
+            OrderError: ``fully_shard`` has replaced the parameters.
+        """
+        self._layout.require_current(call)
+        if self._layout.sharded or self._layout.describes(self._model):  # fully_shard swaps parameters all the time
+            return
+        layout, old, curvature = lay_out(self._model, self.options, call), self._layout, self._curvature
+        span, carriers = self.span, self._thin.carriers
+        kept = {name for name, block in layout.blocks.items() if block.same_as(old.blocks.get(name))}
+        self._capture.watch(layout.watched)
+        self._use(layout, self.options, self.strategy)
+        self.span = span
+        self._refreshes.curvature |= {name: own for name, own in curvature.items() if name in kept}
+        self._thin.carriers = {name: own for name, own in carriers.items() if name in kept}
+        self._reach.restore(self._curvature, self.strategy)
+        if kept != set(layout.blocks):
+            self._last_refresh = -1  # what is new gets its curvature at the next step that has its samples
+
+    @property
+    def span(self) -> Callable[[str], AbstractContextManager[Any]]:
+        """Called with "refresh" for a context around each block's."""
+        return self._refreshes.span
+
+    @span.setter
+    def span(self, span: Callable[[str], AbstractContextManager[Any]]) -> None:
+        self._refreshes.span = span
 
     @property
     def options(self) -> Options:
@@ -152,7 +190,7 @@ class Preconditioner:
             return self.skip(spoiled or "a gradient is not finite")
         if not self._reach.known:
             self._reach.share(self.strategy)
-        refresh = self._refreshes.begin(ready.members, ready.samples, self._step) if due else NoRefresh()
+        refresh = self._begin_refresh(ready) if due else NoRefresh()
         if refresh.fresh:
             refresh.shared()
             refresh.at_once()
@@ -176,6 +214,15 @@ class Preconditioner:
         self._step += 1
         self._capture.armed = self._refresh_due()
         return True
+
+    def _begin_refresh(self, ready: Ready) -> NoRefresh:
+        """Leave out samples that do not add up to the gradients, and agree with the other ranks on the rest."""
+        taken = ready.taken
+        for name in self._samples.settle(taken, self.strategy, self.options):
+            self._curvature.pop(name, None)
+            self._reach.forget(name)
+        idle = taken.samples == 0 and not any(bool(square) for square in ready.squares.values())
+        return self._refreshes.begin(taken.members, taken.samples, self._step, self._samples.refused, idle)
 
     def _share(self, updates: Updates, ready: Ready, done: set[str]) -> None:
         """Combine the ranks' directions, and scale what no curvature of any rank reaches."""
@@ -210,7 +257,7 @@ class Preconditioner:
             draw = (self.options.seed, self._step, name) if fresh else None
             seen = project(curvature, factor, grads, ready.squares[name], draw)
             ready.solved[name] = self._solve(curvature, seen)
-        z, multiplier = self._use(name, curvature, *ready.solved.pop(name))
+        z, multiplier = self._take_note(name, curvature, *ready.solved.pop(name))
         if name in self._thin:
             self._thin.say(name, z, multiplier)
             return True
@@ -228,7 +275,7 @@ class Preconditioner:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
         solved = self._solve(curvature, MeanProjection(curvature.row_sums, weight))
-        z, multiplier = self._use(block.name, curvature, *solved)
+        z, multiplier = self._take_note(block.name, curvature, *solved)
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):
@@ -241,7 +288,7 @@ class Preconditioner:
         z, multiplier = direction(curvature, seen, self.options, self._step, ranks)
         return Use(seen, z, curvature.state), multiplier
 
-    def _use(self, name: str, curvature: Curvature, use: Use, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+    def _take_note(self, name: str, curvature: Curvature, use: Use, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """Take note of what is used; a factor that will not serve again is let go."""
         self._uses[name] = use
         if self.options.serves_once(self._step):
@@ -265,29 +312,35 @@ class Preconditioner:
     def _prepare(self, spoiled: str | None) -> tuple[Ready, Batch]:
         """Return what this rank brings to a step; all that can fail on one rank alone fails here."""
         if spoiled is not None:
-            return Ready({}, {}, {}, 0), Batch(torch.tensor(False), dict)
-        grads = self._gradients()
+            return Ready({}, {}, Taken()), Batch(torch.tensor(False), dict)
         self.options.require_schedules(self._step)
-        captured = self._capture.collect()
-        self._restore_gradients(grads, captured)
+        due = self._refresh_due()
+        if due:
+            self._follow_model("step()")
+        grads = self._gradients()
+        taken = self._samples.take(grads, due, self.options, self._step)
+        self._restore_gradients(grads, taken.layers)
         squares = {name: squared(own) for name, own in grads.items()}
-        good = all_finite([*squares.values(), *self._loose_squares(captured)])
-        members = {}
-        if self._refresh_due():
-            found = {name: member_io(block, captured.layers) for name, block in self._layout.blocks.items()}
-            members = {name: own for name, own in found.items() if own}
-        return Ready(grads, squares, members, captured.samples), Batch(good, self._told)
+        good = all_finite([*squares.values(), *self._loose_squares(taken.layers)])
+        return Ready(grads, squares, taken), Batch(good, self._told)
 
     def _told(self) -> dict[str, str]:
         """Return what must be alike on all ranks."""
         position = {"gradients": len(present(self._layout)), "curvature_known": self._reach.known}
         return self._facts.at(self.options, self._step, last_refresh=self._last_refresh, **position)
 
-    def _warn_unsupported(self) -> None:
+    def _warn_unsupported(self, layout: Layout) -> None:
         chosen = ("excluded", "not included")
-        lost = [f"{name} ({why})" for name, why in self._layout.passed.items() if why not in chosen]
+        lost = [f"{name} ({why})" for name, why in layout.passed.items() if why not in chosen]
         if lost:
-            warnings.warn(f"seng: these parameters keep their plain gradient: {', '.join(lost)}", stacklevel=4)
+            more = f" and {len(lost) - NAMED} more; see coverage()" if len(lost) > NAMED else ""
+            text = f"these parameters keep their plain gradient: {', '.join(lost[:NAMED])}{more}"
+            warnings.warn(f"seng: {text}", stacklevel=4)
+        if any(acting(module._forward_hooks.values()) for module in self._model.modules()):
+            warnings.warn(
+                "seng: another optimizer or preconditioner of seng is attached to this model, and both would act on "
+                "the same gradients: call close() on the one that is no longer used", stacklevel=4,
+            )  # fmt: skip
 
     # -- gradients ----------------------------------------------------------------------------------------------
 
@@ -301,41 +354,26 @@ class Preconditioner:
             )  # fmt: skip
         return block_gradients(self._layout)
 
-    def _restore_gradients(self, grads: dict[str, Grads], captured: Captured) -> None:
+    def _restore_gradients(self, grads: dict[str, Grads], layers: Mapping[str, LayerIO]) -> None:
         """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
-        for name in self._reweighted & grads.keys() & captured.layers.keys():
-            block, io = self._layout.blocks[name], captured.layers[name]
-            factor = as_captured(block, block_io(block, captured.layers), 1.0, block.compute_dtype)
+        for name in self._reweighted & grads.keys() & layers.keys():
+            block, io = self._layout.blocks[name], layers[name]
+            factor = as_captured(block, block_io(block, layers), 1.0, block.compute_dtype)
             factor.add_rmv_(grads[name], grads[name][0].new_ones(io.n))
             for parameter, x in zip(block.parameters, grads[name], strict=True):
                 parameter.grad = x.view_as(parameter).to(parameter.dtype)
 
-    def _loose_squares(self, captured: Captured) -> list[Tensor]:
+    def _loose_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
         """Return the squares of gradients outside ``grads``: passing through, or still to be summed."""
-        withheld = [captured.layers[name] for name in sorted(self._reweighted & captured.layers.keys())]
+        withheld = [layers[name] for name in sorted(self._reweighted & layers.keys())]
         return [square(x) for x in (*passing(self._layout), *(io.g for io in withheld if isinstance(io, Product)))]
-
-    def _grads_are_cleared(self) -> bool:
-        """Return whether ``.grad`` was cleared, to None or to zeros, since something was captured.
-
-        Blocks alone are asked: what passes through may have its gradient before backward reaches the first layer.
-        """
-        if self._reweighted or self._layout.sharded:  # .grad may be empty still; zero_grad() and step() void records
-            return False
-        grads = [p.grad for block in self._layout.blocks.values() for p in block.parameters if p.grad is not None]
-        return not grads or (not any(bool(grad.any()) for grad in grads) and self._capture.has_gradients())
-
-    def _count(self, event: str, message: str, often: int = 1) -> None:
-        self._counters[event] += often
-        if message and self._counters[event] == 1:
-            warnings.warn(f"seng: {message}. Counted in `counters`; this is said once", stacklevel=3)
 
     # -- reports ------------------------------------------------------------------------------------------------
 
     @property
     def counters(self) -> dict[str, int]:
         """Skipped steps, failed refreshes, rungs of the factorisation ladder, and other events, by name."""
-        return dict(self._counters)
+        return dict(self._events.counts)
 
     @property
     def steps(self) -> int:
@@ -349,7 +387,7 @@ class Preconditioner:
 
     def stats(self) -> dict[str, LayerStats]:
         """Return the state of every block that has curvature, by name. Cost: eigenvalues where none are held."""
-        skipped = self._counters["skipped_steps"]
+        skipped = self._events.counts["skipped_steps"]
         return {
             name: layer_stats(curvature, self._uses.get(name), self.options, self._step, skipped)
             for name, curvature in self._curvature.items()
@@ -357,13 +395,14 @@ class Preconditioner:
 
     def coverage(self) -> Coverage:
         """Return which parameters are preconditioned, how, and which pass through and why."""
+        self._follow_model("coverage()")
         held = self._reach.held() if self._reach.known else set(self._curvature)
-        return coverage(self._layout, self._sharing.choices, held)
+        return coverage(self._layout, self._sharing.choices, held, self._samples.refused)
 
     def skip(self, reason: str) -> bool:
         """Count a step that was not taken, and forget its captured batch. Returns False."""
         self._capture.clear()
-        self._count("skipped_steps", f"a step was skipped: {reason}")
+        self._events.count("skipped_steps", f"a step was skipped: {reason}")
         return False
 
     def discard_captured(self) -> None:
@@ -383,7 +422,7 @@ class Preconditioner:
         With several ranks each has a state of its own, to be saved beside the others'.
         """
         held = Held(
-            self._step, self._last_refresh, self.options.seed, dict(self._counters), self._curvature,
+            self._step, self._last_refresh, self.options.seed, dict(self._events.counts), self._curvature,
             self._sharing.place(), self._thin.carriers,
         )  # fmt: skip
         return write(held, self._layout.signature())
@@ -401,9 +440,14 @@ class Preconditioner:
         fits = self._sharing.resume(held.place)
         self.options = self.options.with_(seed=held.seed)
         self._step, self._last_refresh = held.step, held.last_refresh if fits else -1
-        self._counters, self._uses = Counter(held.counters), {}
+        self._events.counts, self._uses = Counter(held.counters), {}
         self._refreshes.curvature = held.curvature if fits else {}
         self._thin.carriers = held.carriers if fits and self.strategy.plan.thin else {}
         self._reach.restore(self._curvature, self.strategy)
         self._capture.clear()
         self._capture.armed = self._refresh_due()
+
+
+def _witnesses(layout: Layout, reweighted: frozenset[str]) -> list[nn.Parameter]:
+    """Return parameters that have a gradient after backward where those of reweighted layers have none."""
+    return [p for name, block in layout.blocks.items() if name not in reweighted for p in block.parameters]

@@ -279,7 +279,7 @@ def verify(model: nn.Module, loss_closure: Callable[[], Tensor], **options: Any)
             fix="Verify it before fully_shard",
         )  # fmt: skip
     members = [entry for block in layout.blocks.values() for entry, _ in block.members]
-    capture = Capture(members, lambda: False)
+    capture = Capture(members)
     held = {p: p.grad for p in model.parameters()}
     try:
         for p in held:

@@ -153,6 +153,7 @@ def exact(rank: int, world: int) -> dict[str, float]:
 def mean_of_ranks(options: dict[str, Any], world: int) -> list[Tensor]:
     """Return the mean of the directions that ranks with samples take one by one, each step from the same place."""
     models = [Net() for _ in range(world)]
+    options = {**options, "gradient_check": False}  # samples of one rank beside gradients of all
     everyone = [Preconditioner(model, distributed="none", **options) for model in models]
     seen = []
     for step in range(STEPS):

@@ -32,6 +32,10 @@ class Reach:
         """Take note of a block's new curvature, to be told by ``share``."""
         self._own[name] = (curvature.mean, curvature.factor is not None)
 
+    def forget(self, name: str) -> None:
+        """Take note that a block has no curvature any more."""
+        self._own.pop(name, None)
+
     def share(self, strategy: Strategy) -> None:
         """Tell all ranks of this one's curvature. A collective call."""
         means = torch.full((len(self._names),), NONE, dtype=torch.float64)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..blocks import Layout
@@ -29,19 +29,28 @@ class Refreshes:
         reach: What all ranks know of all curvature.
         thin: Corrections that travel as thin factors.
         count: Takes events.
-        span: Called with "refresh" for a context around each block's.
 
     Attributes:
         curvature: What this rank holds, by block.
+        span: Called with "refresh" for a context around each block's.
     """
 
-    def __init__(self, layout: Layout, sharing: Sharing, reach: Reach, thin: ThinCorrections, count: Count, span: Span):
+    def __init__(self, layout: Layout, sharing: Sharing, reach: Reach, thin: ThinCorrections, count: Count):
         self.curvature: dict[str, Curvature] = {}
-        self.span = span
+        self.span: Span = nullcontext
         self.layout, self.sharing, self.reach, self.thin, self.count = layout, sharing, reach, thin, count
 
-    def begin(self, members: Members, samples: int, step: int) -> NoRefresh:
+    def begin(
+        self, members: Members, samples: int, step: int, refused: Collection[str] = (), idle: bool = False
+    ) -> NoRefresh:
         """Agree with the other ranks on who makes curvature of what. A collective call.
+
+        Args:
+            members: What this rank captured.
+            samples: Number of its samples.
+            step: The step.
+            refused: Blocks whose samples cannot be used.
+            idle: Whether there are neither samples nor gradients other than zeros.
 
         Returns:
             The refresh, or none where it is put off: no rank has enough samples.
@@ -61,7 +70,8 @@ class Refreshes:
         enough = {True: sum(rows) >= min(least), False: len(short) < len(ranks)}
         able = [strategy for strategy in sharing.strategy.candidates() if enough[strategy.pooled]]
         if not able:
-            self._put_off(max(rows))
+            if not (idle and max(rows) == 0):
+                self._put_off(max(rows))
             return NoRefresh()
         sharing.plan(able, census, short, step, self.curvature)
         if not sharing.strategy.pooled:
@@ -69,7 +79,7 @@ class Refreshes:
             if sharing.strategy.rank in short:
                 members.clear()
                 self._put_off(rows[sharing.strategy.rank], alone=True)
-        self._count_unused(name for own in census.frames for name in own)
+        self._count_unused({name for own in census.frames for name in own} | set(refused))
         return Refresh(self, sharing.exchange(census, members, step), step)
 
     def _put_off(self, rows: int, alone: bool = False) -> None:
@@ -86,8 +96,8 @@ class Refreshes:
                 fix="Use a larger batch, or accumulate gradients over several",
             )  # fmt: skip
 
-    def _count_unused(self, used: Iterable[str]) -> None:
-        unused = sorted(set(self.layout.blocks) - set(used) - self.reach.held())
+    def _count_unused(self, used: set[str]) -> None:
+        unused = sorted(set(self.layout.blocks) - used - self.reach.held())
         if unused:
             self.count("unused", f"the batch did not use these layers, they pass through: {', '.join(unused)}", 1)
 

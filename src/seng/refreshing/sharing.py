@@ -17,6 +17,7 @@ from ..distributed import Load, Plan, Strategy, cheapest
 from ..distributed.parcels import KINDS, NUMBERS, Frame, frame_of, shape_only, tensors_of
 from ..distributed.wire import parcel_bytes
 from ..errors import MemoryBudgetError, StateError
+from ..gradient_check import COLUMNS
 from ..planner import Size, choose_all
 from ..sketch import generator_for
 from ..solve import vector_size
@@ -305,8 +306,9 @@ class Sharing:
         return LOW_RANK if is_low_rank(choice) and not strategy.pooled and form != "captured" else form
 
     def overhead(self, strategy: Strategy) -> int:
-        """Bytes of every refresh beside samples: the census and the table of mean eigenvalues."""
-        return (strategy.world - 1) * 8 * (1 + NUMBERS * len(self._entries) + len(self._layout.blocks))
+        """Bytes of every refresh beside samples: the census, the gradient check and the table of mean eigenvalues."""
+        check = 0 if self._layout.sharded else COLUMNS
+        return (strategy.world - 1) * 8 * (1 + NUMBERS * len(self._entries) + (1 + check) * len(self._layout.blocks))
 
     def exchange(self, census: Census, members: Members, step: int) -> Incoming:
         """Start moving samples to the ranks that make curvature of them. Empties ``members``. A collective call."""

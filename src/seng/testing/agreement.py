@@ -61,7 +61,7 @@ def captured_rows(model: nn.Module, loss_closure: LossClosure, **selection: Any)
         AssertionError: A layer's function leaves out a parameter.
     """
     blocks = blocks_of(model, **selection)
-    capture = Capture([entry for block in blocks.values() for entry, _ in block.members], lambda: False)
+    capture = Capture([entry for block in blocks.values() for entry, _ in block.members])
     try:
         loss_closure().backward()
         layers = capture.collect().layers

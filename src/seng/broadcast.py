@@ -1,0 +1,88 @@
+"""Tables that are looked up once for a whole batch, as position embeddings are, and then broadcast over it.
+
+Their output gradient reaches the table already summed over the samples. The table's output is handed on as a tensor
+that watches the addition which broadcasts it, and is expanded there: then each sample has a gradient of its own.
+Whatever else is done with it acts on the plain tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPENT = -1  # version of a use that records nothing more
+ADDITIONS = (Tensor.__add__, Tensor.__radd__, Tensor.add, Tensor.__iadd__, Tensor.add_, torch.add)
+MOVES = (Tensor.to, Tensor.type_as, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double)
+LEADING = (Tensor.unsqueeze, torch.unsqueeze, Tensor.__getitem__)
+
+
+class Table(Tensor):
+    """The output of a table, until something is done with it."""
+
+    expand_to: Callable[[Tensor, torch.Size], Tensor]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        table = next((x for x in args if isinstance(x, Table)), None)
+        plain = [x.as_subclass(Tensor) if isinstance(x, Table) else x for x in args]
+        named = {key: x.as_subclass(Tensor) if isinstance(x, Table) else x for key, x in (kwargs or {}).items()}
+        with torch._C.DisableTorchFunctionSubclass():
+            if table is not None and func in ADDITIONS and len(args) == 2 and not named:
+                own = next(k for k, x in enumerate(args) if x is table)
+                other = plain[1 - own]
+                if isinstance(other, Tensor) and _broadcasts(table.shape, other.shape):
+                    plain[own] = table.expand_to(plain[own], other.shape)
+            result = func(*plain, **named)
+            if table is not None and (func in MOVES or (func in LEADING and _leads(table, result))):
+                return _wrap(result, table.expand_to)
+            return result
+
+
+def as_table(output: Tensor, use: Any, samples: int | None, receive: Callable[[Any, Tensor], None]) -> Tensor:
+    """Return a table's output, watched where its dimension 0 may not be the samples.
+
+    Args:
+        output: Of the lookup.
+        use: The record of the call; replaced by that of the expanded output where it is broadcast.
+        samples: Batch size, where it is known.
+        receive: Takes a use and the gradient of its output.
+    """
+    ids = use.x
+    if type(output) is not Tensor or (ids.dim() > 1 and ids.shape[0] != 1) or samples in (None, 1):
+        return output
+    return _wrap(output, partial(_expand, use, samples, receive))
+
+
+def _expand(
+    use: Any, samples: int, receive: Callable[[Any, Tensor], None], output: Tensor, shape: torch.Size
+) -> Tensor:
+    """Expand the output to one table a sample, and record its gradient there."""
+    if shape[0] != samples:
+        return output
+    whole = output.expand(shape)
+    ids = use.x.expand(samples, *shape[1:-1])
+    own = type(use)(ids, ids._version, use.training, use.wanted, use.leaves)
+    use.version = SPENT  # the record of the lookup itself is void
+    whole.register_hook(lambda grad: receive(own, grad))
+    return whole
+
+
+def _wrap(x: Tensor, expand_to: Callable[[Tensor, torch.Size], Tensor]) -> Tensor:
+    table = x.as_subclass(Table)
+    table.expand_to = expand_to
+    return table
+
+
+def _broadcasts(table: torch.Size, other: torch.Size) -> bool:
+    """Return whether adding broadcasts the table over dimension 0 of the other tensor, and over nothing else."""
+    same = table[-len(other) + 1 :] == other[1:] if len(other) > 1 else False
+    return same and (len(table) == len(other) - 1 or (len(table) == len(other) and table[0] == 1 != other[0]))
+
+
+def _leads(table: Tensor, result: Any) -> bool:
+    """Return whether a result is the table with a dimension of size 1 in front."""
+    return isinstance(result, Tensor) and result.shape == (1, *table.shape)

@@ -1,0 +1,190 @@
+"""Do the captured samples add up to ``.grad``? Freivalds' check, at every refresh.
+
+For a weight W [rows, columns] whose gradient is G and whose captured samples have the sum S, a random u [rows] gives
+the vectors x = S^T u and y = G^T u, equal if S = G, without forming S. They are compared up to what leaves curvature
+right, y = beta x + gamma W^T u + delta sign(W)^T u: a multiple of the captured gradient, and penalties on the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .blocks import Block
+from .curvature import BlockParts
+from .sketch import generator_for
+from .types import Grads, LayerIO, Lookup, Product, Rows
+
+CHANNELS = 2  # input channels of a convolution that a check looks at, drawn anew each time
+ROUNDINGS = 2.0**13  # of the dtype that may add up
+HALF_ROUNDINGS = 16.0  # the same in half precision, whose products are accumulated in float32
+REDUCED = 2.0**-8  # rounding of gradients that ranks may have averaged in half precision
+TENSOR_CORES = 2.0**-10  # rounding of float32 products on a GPU that takes TensorFloat-32
+LARGE_SCALE = (
+    64.0  # ratios above are loss scales; those below, unless whole numbers, may be gradients that were clipped
+)
+
+DIGEST = 12  # random combinations of a probe's numbers that ranks compare in place of them
+PENALTIES = 4  # of a block that ranks tell each other
+COLUMNS = (2 + PENALTIES) * DIGEST + 3  # numbers by block: combinations; noise, rounding error, whether it is refused
+
+
+@dataclass(frozen=True)
+class View:
+    """What a check looks at of one parameter: all of it, or random combinations of its rows.
+
+    Args:
+        u: The combination, by group, or None for all of the parameter.
+        channels: The input channels looked at, or None for all.
+    """
+
+    u: Float[Tensor, "c rows"] | None = None
+    channels: Tensor | None = None
+
+    def __call__(self, value: Tensor) -> Float[Tensor, " k"]:
+        """Return what is seen of a tensor of the parameter's shape."""
+        if self.u is None:
+            return value.reshape(-1)
+        c, rows = self.u.shape
+        value = value.reshape(c, rows, *value.shape[1:])
+        if self.channels is not None:
+            value = value.index_select(2, self.channels)
+        return (self.u[:, None] @ value.reshape(c, rows, -1)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a check sees of one block.
+
+    Args:
+        x: Of the captured sum.
+        y: Of ``.grad``.
+        penalties: Of each parameter, and of its signs, with zeros at the places of the others.
+        noise: Size that x would have if the samples shared no direction, 0-d.
+        eps: Relative rounding error of what was captured.
+    """
+
+    x: Float[Tensor, " k"]
+    y: Float[Tensor, " k"]
+    penalties: Float[Tensor, "m k"]
+    noise: Tensor
+    eps: float
+
+    def ratio(self, eps: float = 0.0) -> float | None:
+        """Return beta where y = beta x up to rounding and penalties on the weights, NaN where x is 0; else None."""
+        eps = max(self.eps, eps)
+        tolerance = eps * (HALF_ROUNDINGS if eps > torch.finfo(torch.float32).eps else ROUNDINGS)
+        x, y = self.x.double(), self.y.double()
+        beta = float(x @ y / (x @ x).clamp(min=torch.finfo(torch.float64).tiny))
+        allowed = tolerance * float((y @ y + (beta * self.noise.double()) ** 2).sqrt())
+        if float((y - beta * x).norm()) <= allowed:
+            return beta if float(x.norm()) > 2 * tolerance * float(self.noise) else float("nan")
+        basis = torch.stack([x, *self.penalties.double()], 1)
+        basis = basis[:, basis.norm(dim=0) > 0]
+        if basis.shape[1] >= len(x):
+            return None
+        scaled = basis / basis.norm(dim=0)
+        fit = torch.linalg.lstsq(scaled, y[:, None], driver="gelsd" if y.device.type == "cpu" else None).solution[:, 0]
+        found = float(fit[0] / basis[:, 0].norm()) if float(x.norm()) else float("nan")
+        return found if float((y - scaled @ fit).norm()) <= allowed else None
+
+
+def probe(block: Block, parts: BlockParts, grads: Grads, generator: torch.Generator) -> Probe:
+    """Look at the captured sum, the gradient and the parameters of one block. Cost: one pass over each."""
+    like = grads[0]
+    views: dict[int, View] = {}
+    sums: dict[int, Tensor] = {}
+    noise, eps = like.new_zeros(()), 0.0
+    for io, slots in parts:
+        for slot in slots:
+            if slot not in views:
+                views[slot] = _view(io, generator, like) if slot == slots[0] else View(views[slots[0]].u)
+        seen, square = _captured(io, views[slots[0]], like.dtype)
+        for slot, own in zip(slots, seen, strict=True):
+            sums[slot] = sums[slot] + own if slot in sums else own
+        noise, eps = noise + square, max(eps, _rounding(io))
+    pairs = [(views[k], k) for k in sorted(sums)]
+    values = [p.detach().to(like.dtype) for p in block.parameters]
+    y = torch.cat([view(grads[k].view_as(values[k])) for view, k in pairs])
+    penalties = [torch.block_diag(*(view(f(values[k])) for view, k in pairs)) for f in (Tensor.clone, Tensor.sign)]
+    return Probe(torch.cat([sums[k] for _, k in pairs]), y, torch.cat(penalties), noise.sqrt(), eps)
+
+
+def _view(io: LayerIO, generator: torch.Generator, like: Tensor) -> View:
+    """Draw what is looked at of the first parameter of a layer."""
+    if isinstance(io, Rows):
+        return View()
+    c = io.g.shape[0] if isinstance(io, Product) else 1
+    u = torch.randn(c, io.shapes[0][0] // c, generator=generator).to(like)
+    if isinstance(io, Product) and io.features > 1:
+        return View(u, torch.randperm(io.a.shape[2], generator=generator)[:CHANNELS].to(like.device))
+    return View(u)
+
+
+def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Return what is seen of the captured sum of each parameter, and the sum of the squares of its terms."""
+    if isinstance(io, Rows):
+        parts = [part.to(dtype) for part in io.parts]
+        return [part.sum(0) for part in parts], torch.stack([part.square().sum() for part in parts]).sum()
+    assert view.u is not None
+    g = io.g.to(dtype)
+    if isinstance(io, Lookup):
+        terms = g * view.u[0][io.ids][..., None]
+        return [terms.sum((0, 1))], terms.square().sum()
+    c, n, d_out, s = g.shape
+    if io.features == 1:
+        weights = g.mT.reshape(c, n * s, d_out) @ view.u[:, :, None]
+        a = io.a.mT.reshape(c, n * s, -1).to(dtype)
+        seen = (weights.mT @ a).reshape(-1)
+    else:
+        weights = (view.u[:, None, None] @ g).reshape(c * n, s, 1)
+        a = io.a if view.channels is None else io.a.index_select(2, view.channels)
+        a = a.reshape(c * n, -1, s).to(dtype)
+        seen = (a @ weights).view(c, n, -1).sum(1).reshape(-1)
+    square = weights.square().sum() * a.square().sum() / max(1, n * s)
+    return ([seen, weights.view(c, -1).sum(1)] if io.bias else [seen]), square
+
+
+def _rounding(io: LayerIO) -> float:
+    dtype = io.a.dtype if isinstance(io, Product) and io.a.dtype.is_floating_point else io.dtype
+    eps = max(torch.finfo(io.dtype).eps, torch.finfo(dtype).eps)
+    cuda = isinstance(io, Product) and io.g.is_cuda and dtype == torch.float32
+    return max(eps, TENSOR_CORES) if cuda else eps
+
+
+def common_ratio(ratios: Mapping[str, float], tolerance: float = 1e-3) -> float:
+    """Return what all gradients are multiples of the captured ones by, as a loss scale makes them; 1 where nothing is.
+
+    Scales are whole numbers or far from 1. Other ratios come from clipping, which curvature takes no part in.
+    """
+    known = [ratio for ratio in ratios.values() if ratio == ratio and ratio > 0]
+    if not known:
+        return 1.0
+    middle = median(known)
+    if any(abs(ratio - middle) > tolerance * middle for ratio in known):
+        return 1.0
+    for value, power in ((middle, 1), (1 / middle, -1)):
+        if value >= 1 and abs(value - round(value)) <= 1e-4 * min(value, LARGE_SCALE):
+            return float(round(value)) ** power
+    return middle if max(middle, 1 / middle) > LARGE_SCALE else 1.0
+
+
+def scaled(io: LayerIO, ratio: float) -> LayerIO:
+    """Return what a layer captured, with gradients multiplied."""
+    if isinstance(io, Rows):
+        return Rows(tuple(part * ratio for part in io.parts))
+    return replace(io, g=io.g * ratio)
+
+
+def digest(found: Probe, name: str) -> Tensor:
+    """Return random combinations of what a check sees, as many numbers for every block."""
+    vectors = torch.stack([found.x, found.y, *found.penalties[:PENALTIES]]).double().cpu()
+    mix = torch.randn(vectors.shape[1], DIGEST, generator=generator_for(0, 0, name), dtype=torch.float64)
+    told = torch.zeros(2 + PENALTIES, DIGEST, dtype=torch.float64)
+    told[: len(vectors)] = vectors @ mix
+    return torch.cat([told.reshape(-1), torch.tensor([float(found.noise), found.eps, 0.0], dtype=torch.float64)])

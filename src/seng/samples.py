@@ -1,0 +1,165 @@
+"""What a refresh takes from the hooks: the samples of each block, as far as they add up to ``.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from .blocks import Layout
+from .capture import Capture, Captured
+from .config import Options
+from .curvature import in_place, member_io
+from .distributed import Strategy
+from .errors import BatchError
+from .events import Events
+from .gradient_check import COLUMNS, DIGEST, REDUCED, Probe, common_ratio, digest, probe, scaled
+from .refreshing import Members
+from .sketch import generator_for
+from .types import Grads, LayerIO
+
+DISAGREES = (
+    "its captured samples do not add up to its gradient: the weight is also used outside of its layer, the gradient "
+    "was changed by a hook or by hand (gradient_check=False if that is meant), or the loss contains gradients"
+)
+NAMED = 3  # layers that a warning names
+
+
+@dataclass
+class Taken:
+    """What the hooks gave for one step.
+
+    Args:
+        layers: By qualified module name.
+        members: By block: what each member gave.
+        samples: Number of samples.
+        probes: By block, what the check compares.
+        refused: Reason by name of each block whose samples cannot be used.
+    """
+
+    layers: dict[str, LayerIO] = field(default_factory=dict)
+    members: Members = field(default_factory=dict)
+    samples: int = 0
+    probes: dict[str, Probe] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class Samples:
+    """Takes what the hooks captured, and compares it with the gradients.
+
+    Args:
+        layout: The model's blocks.
+        capture: The hooks.
+        events: Takes what is said once.
+        withheld: Names of blocks whose weight gradients exist only after the step.
+
+    Attributes:
+        refused: Reason by name of each block whose samples could not be used at the last refresh.
+    """
+
+    def __init__(self, layout: Layout, capture: Capture, events: Events, withheld: frozenset[str]):
+        self.refused: dict[str, str] = {}
+        self._layout, self._capture, self._events, self._withheld = layout, capture, events, withheld
+
+    def take(self, grads: Mapping[str, Grads], due: bool, options: Options, step: int) -> Taken:
+        """Take what the hooks captured, and forget it there. What can fail on one rank alone fails here.
+
+        Raises:
+            CaptureError: A layer's input was overwritten in place before it could be used.
+        """
+        captured = self._capture.collect()
+        taken = Taken(captured.layers, samples=captured.samples)
+        if due:
+            taken = self._look(captured, grads, options, step)
+            if captured.loose and not _agree(taken):
+                other = self._look(self._capture.collect(loose=True), grads, options, step)
+                taken = other if _agree(other) else taken
+        self._capture.release()
+        return taken
+
+    def _look(self, captured: Captured, grads: Mapping[str, Grads], options: Options, step: int) -> Taken:
+        checked = grads.keys() - self._withheld if options.gradient_check and not self._layout.sharded else set()
+        taken = Taken(captured.layers, samples=captured.samples)
+        for name, block in self._layout.blocks.items():
+            refused = [captured.refused[m.name] for m, _ in block.members if m.name in captured.refused]
+            try:
+                members = {} if refused else member_io(block, captured.layers)
+            except BatchError as error:
+                refused, members = [f"{error.problem}: {error.got}"], {}
+            if refused:
+                taken.refused[name] = refused[0]
+            if members:
+                taken.members[name] = members
+            if members and name in checked:
+                generator = generator_for(options.seed, step, name)
+                taken.probes[name] = probe(block, in_place(block, members), grads[name], generator)
+        return taken
+
+    def settle(self, taken: Taken, strategy: Strategy, options: Options) -> set[str]:
+        """Leave out of ``taken.members`` what does not add up to the gradients of all ranks. A collective call.
+
+        Args:
+            taken: What this rank's hooks gave.
+            strategy: The ranks.
+            options: Of the preconditioner.
+
+        Returns:
+            The names of the blocks left out.
+        """
+        probes, refused = taken.probes, taken.refused
+        scale = 1.0 if options.grad_scaler is None else options.grad_scaler.get_scale()
+        if strategy.world > 1 and not self._layout.sharded:
+            probes, refused = self._of_all(taken, strategy)
+        eps = max((found.eps for found in probes.values()), default=0.0)
+        eps = max(eps, REDUCED) if strategy.world > 1 else eps
+        ratios = {name: found.ratio(eps) for name, found in probes.items()}
+        refused = refused | {name: DISAGREES for name, ratio in ratios.items() if ratio is None}
+        for name in refused:
+            taken.members.pop(name, None)
+        ratio = common_ratio({name: ratio * scale for name, ratio in ratios.items() if ratio is not None})
+        if ratio != 1.0:
+            self._take_out(taken, ratio / scale)
+        self._tell(refused)
+        return set(refused)
+
+    def _of_all(self, taken: Taken, strategy: Strategy) -> tuple[dict[str, Probe], dict[str, str]]:
+        """Return the probes of all ranks' samples together, and what any rank refuses."""
+        blocks = self._layout.blocks
+        table = torch.zeros(len(blocks), COLUMNS, dtype=torch.float64)
+        for row, name in zip(table, blocks, strict=True):
+            if name in taken.probes:
+                row[:] = digest(taken.probes[name], name)
+            row[-1] = name in taken.refused
+        every = strategy.tables(table.reshape(-1), "gradient check").view(-1, *table.shape)
+        probes, refused = {}, {}
+        for k, name in enumerate(blocks):
+            rows = every[:, k]
+            if bool(rows[:, -1].any()):
+                refused[name] = taken.refused.get(name, "its samples cannot be used on another rank")
+            there = rows[rows[:, -2] > 0]
+            if len(there):
+                x = there[:, :DIGEST].sum(0) / strategy.world
+                y, *penalties = there[0, DIGEST:-3].split(DIGEST)
+                noise = there[:, -3].square().sum().sqrt() / strategy.world
+                probes[name] = Probe(x, y, torch.stack(penalties), noise, float(there[:, -2].max()))
+        return probes, refused
+
+    def _take_out(self, taken: Taken, ratio: float) -> None:
+        members = taken.members
+        taken.members = {name: {k: scaled(io, ratio) for k, io in own.items()} for name, own in members.items()}
+        message = f"captured gradients are {1 / ratio:.6g} times those in .grad, as a loss scale makes them; taken out"
+        self._events.count("loss_scales", f"{message}. Pass grad_scaler to have it read from there")
+
+    def _tell(self, refused: Mapping[str, str]) -> None:
+        """Warn of blocks that pass through from now on."""
+        new = [f"{name or 'the model'} ({why})" for name, why in refused.items() if name not in self.refused]
+        self.refused = dict(refused)
+        if new:
+            more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
+            self._events.warn(f"these layers keep their plain gradient: {'; '.join(new[:NAMED])}{more}. See coverage()")
+
+
+def _agree(taken: Taken) -> bool:
+    eps = max((found.eps for found in taken.probes.values()), default=0.0)
+    return all(found.ratio(eps) is not None for found in taken.probes.values())
