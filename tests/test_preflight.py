@@ -107,11 +107,60 @@ def test_verify_names_the_layer_whose_weight_is_read_elsewhere():
     assert repaired.passed_through == {"second.weight": "excluded", "second.bias": "excluded"}
 
 
-def test_verify_notices_losses_on_the_weights_themselves():
+@pytest.mark.parametrize("penalty", [torch.square, torch.abs])
+def test_verify_tells_penalties_on_the_weights_from_wrong_captures(penalty: Callable[[Tensor], Tensor]):
     model, x = nn.Linear(3, 2).double(), torch.randn(N, 3, dtype=torch.float64)
-    report = verify(model, lambda: model(x).square().mean() + model.weight.square().sum())
-    assert not report.ok
+    report = verify(model, lambda: model(x).square().mean() + penalty(model.weight).sum())
+    assert report.ok
     assert list(report.errors) == [""]
+    assert report.remarks == (": a penalty on weight is part of the loss, which does no harm",)
+
+
+class _TimeFirst(nn.Module):
+    """Reads [time, batch, features] and answers by batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)).cumsum(0)[-1])
+
+
+def test_verify_finds_samples_outside_dimension_0_where_sizes_agree():
+    model, x = _TimeFirst().double(), torch.randn(N, N, 4, dtype=torch.float64)
+    report = verify(model, lambda: model(x).square().sum(1).mean())
+    assert not report.ok
+    assert all(error <= report.tolerance for error in report.errors.values())
+    assert report.apart["body"] > report.apart_tolerance
+    assert "body: " in str(report)
+
+
+class _Mixing(nn.Module):
+    """Routes the samples of a batch to experts, as many to each as there are samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.expert = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.tanh(self.gate(x))  # [n, s, 4]
+        chosen = tokens.transpose(0, 1).reshape(-1, 4)[: len(x)]  # the first token of every sample, in another order
+        return self.expert(chosen.flip(0))
+
+
+def test_verify_runs_all_samples_alone_where_asked():
+    model, x = _Mixing().double(), torch.randn(N, 2, 4, dtype=torch.float64)
+    report = verify(model, lambda: model(x).square().sum(1).mean(), per_sample=True)
+    assert not report.ok
+    assert report.apart["expert"] > report.apart_tolerance
+
+
+def test_verify_says_where_samples_cannot_be_run_alone():
+    model, x = nn.Linear(3, 2).double(), torch.randn(N, 3, dtype=torch.float64)
+    report = verify(model, lambda: model(x).square().mean() + model(-x).square().mean())
+    assert report.ok
+    assert report.remarks == ("samples were not run alone: the closure calls the model 2 times",)
 
 
 def test_verify_tells_what_is_not_reached_and_what_passes_through():

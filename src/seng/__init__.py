@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     from .config import Options
     from .optimizer import SENG
     from .preconditioner import Preconditioner
-    from .preflight import Plan, Report, plan, verify
+    from .preflight import Plan, plan
     from .schedules import DenseThenSparse, Exponential, PolynomialLR
+    from .verification import Report, verify
 else:
     __getattr__ = lazy(
         __name__,
@@ -23,9 +24,9 @@ else:
             "Plan": "preflight",
             "PolynomialLR": "schedules",
             "Preconditioner": "preconditioner",
-            "Report": "preflight",
+            "Report": "verification",
             "plan": "preflight",
-            "verify": "preflight",
+            "verify": "verification",
         },
     )
 

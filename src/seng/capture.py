@@ -138,7 +138,7 @@ class Capture:
         self._withheld, self._witnesses = withheld, list(witnesses)
         self._compiled: dict[int, tuple[MicroBatch, str, Use]] = {}
         if model is not None:
-            before = Hook(self._note_size)
+            before = Hook(self._note_size, self)
             self._handles[""] = [model.register_forward_pre_hook(before, with_kwargs=True)]
         self.watch(watched)
 
@@ -155,11 +155,12 @@ class Capture:
         self._watched = entries
 
     def _place(self, entry: Watched) -> None:
-        after = Hook(partial(self._after, entry.name))
+        after = Hook(partial(self._after, entry.name), self)
         # first of all hooks: fully_shard's lets the whole parameters go
         handles = [entry.module.register_forward_hook(after, with_kwargs=True, prepend=True)]
         if entry.name in self._withheld:
-            before, restore = Hook(partial(self._withhold, entry)), Hook(partial(self._restore, entry.name))
+            before = Hook(partial(self._withhold, entry), self)
+            restore = Hook(partial(self._restore, entry.name), self)
             handles += [
                 entry.module.register_forward_pre_hook(before),
                 entry.module.register_forward_hook(restore, always_call=True),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
+from torch import nn
+
+
+class Recorder(Protocol):
+    """What places hooks; they record while it is armed."""
+
+    armed: bool
 
 
 class Hook:
@@ -13,10 +21,11 @@ class Hook:
 
     Args:
         act: What is called in its place.
+        owner: Whose hook it is.
     """
 
-    def __init__(self, act: Callable[..., Any]):
-        self._act = act
+    def __init__(self, act: Callable[..., Any], owner: Recorder | None = None):
+        self._act, self.owner = act, owner
 
     def __call__(self, *args: Any) -> Any:
         return self._act(*args)
@@ -28,9 +37,24 @@ class Hook:
         return Hook, (_nothing,)
 
 
-def acting(hooks: Iterable[object]) -> bool:
-    """Return whether one of a module's hooks records for an optimizer."""
-    return any(isinstance(hook, Hook) and hook._act is not _nothing for hook in hooks)
+def recorders(model: nn.Module) -> list[Recorder]:
+    """Return what records calls of a model's modules, each once."""
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    owners = [hook.owner for hook in hooks if isinstance(hook, Hook) and hook.owner is not None]
+    return list({id(owner): owner for owner in owners}.values())
+
+
+@contextmanager
+def paused(model: nn.Module) -> Iterator[None]:
+    """Let nothing be recorded."""
+    armed = {id(owner): owner for owner in recorders(model) if owner.armed}
+    for owner in armed.values():
+        owner.armed = False
+    try:
+        yield
+    finally:
+        for owner in armed.values():
+            owner.armed = True
 
 
 def _nothing(*args: Any) -> None:

@@ -36,7 +36,7 @@ from .gradients import (
     whole_gradients,
     write_back,
 )
-from .hooks import acting
+from .hooks import recorders
 from .planner import require_known
 from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections
 from .samples import NAMED, Samples, Taken
@@ -336,7 +336,7 @@ class Preconditioner:
             more = f" and {len(lost) - NAMED} more; see coverage()" if len(lost) > NAMED else ""
             text = f"these parameters keep their plain gradient: {', '.join(lost[:NAMED])}{more}"
             warnings.warn(f"seng: {text}", stacklevel=4)
-        if any(acting(module._forward_hooks.values()) for module in self._model.modules()):
+        if recorders(self._model):
             warnings.warn(
                 "seng: another optimizer or preconditioner of seng is attached to this model, and both would act on "
                 "the same gradients: call close() on the one that is no longer used", stacklevel=4,

@@ -1,4 +1,4 @@
-"""Two questions to ask before training: what will it cost (``plan``), and is the capture right (``verify``)."""
+"""A question to ask before training: what will it cost (``plan``)?"""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import Block, Layout, lay_out, reweightable
-from .capture import Capture, Watched
+from .capture import Watched
 from .config import Options
-from .curvature import as_captured, block_io
+from .curvature import block_io
 from .distributed import require_strategy
-from .errors import ModelError, OrderError
+from .errors import OrderError
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
 from .wrappers import unwrap
 
-ROUNDINGS = 1e3  # of the captured dtype that sums over samples and positions may add up to
-HALF_ROUNDINGS = 16  # the same in half precision, whose products are accumulated in float32 and rounded a few times
 INTERVALS = (1, 10, 100, 200, 1000)  # steps between refreshes at which costs are told
 COLUMNS = ("name", "layer", "shape", "parameters", "estimator", "MiB", "refresh", "apply", "why")
-NEGLIGIBLE = 1e-3  # share of the whole gradient below which a block's own size stops being the unit of its error
 
 
 @dataclass(frozen=True)
@@ -168,7 +165,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
 
     Cost: one forward pass.
     """
-    chosen = _options("plan()", options)
+    chosen = checked_options("plan()", options)
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
     sizes = {
@@ -188,7 +185,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
     return Plan(rows, interval, unused, layout.passed, sum(p.nbytes for p in model.parameters()))
 
 
-def _options(call: str, given: dict[str, Any]) -> Options:
+def checked_options(call: str, given: dict[str, Any]) -> Options:
     """Return options that ``seng.SENG`` would take."""
     options = Options.build(call, given)
     require_known(options, call)
@@ -221,105 +218,6 @@ def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, 
         for handle in handles:
             handle.remove()
     return {name: join_uses(uses) for name, uses in captured.items()}
-
-
-@dataclass(frozen=True)
-class Report:
-    """How well captured gradients reconstruct ``.grad``.
-
-    Args:
-        errors: |sum of captured - grad| by block name, relative to the largest of |grad|, the root of the samples'
-            summed squares, and NEGLIGIBLE times the whole gradient: where gradients cancel only rounding is left.
-        unused: Blocks the closure did not reach.
-        passed_through: Reason by name of each parameter that is not preconditioned.
-        tolerance: Largest error that rounding explains.
-    """
-
-    errors: dict[str, float]
-    unused: tuple[str, ...]
-    passed_through: dict[str, str]
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether every block that was reached is reconstructed to rounding."""
-        return bool(self.errors) and all(error <= self.tolerance for error in self.errors.values())
-
-    def __str__(self) -> str:
-        lines = [
-            f"{name}: {error:.1e} {'ok' if error <= self.tolerance else 'WRONG'}" for name, error in self.errors.items()
-        ]
-        lines += [f"{name}: not reached" for name in self.unused]
-        lines += [f"{name}: passes through, {why}" for name, why in self.passed_through.items()]
-        return "\n".join([*lines, "capture is right" if self.ok else "capture is WRONG: exclude the layers marked"])
-
-
-def verify(model: nn.Module, loss_closure: Callable[[], Tensor], **options: Any) -> Report:
-    """Check on your own model and loss that the captured samples add up to ``.grad``, layer by layer.
-
-    Runs the closure once, and backward on what it returns. Gradients, buffers (batch norm's running statistics) and
-    random state are put back.
-
-    Args:
-        model: The model.
-        loss_closure: Computes the loss by calling the model; must not call backward.
-        **options: ``include`` and ``exclude``, as for ``seng.SENG``.
-
-    Raises:
-        OrderError: The closure did not return a loss that depends on the model.
-        ModelError: ``fully_shard`` has cut the model's parameters.
-
-    Cost: one training step and one weight-gradient product a layer.
-    """
-    chosen = _options("verify()", options)
-    layout = lay_out(unwrap(model, "verify()"), chosen, "verify()")
-    if layout.sharded:
-        raise ModelError(
-            "verify()", "the model is sharded", expected="whole parameters", got="fully_shard",
-            fix="Verify it before fully_shard",
-        )  # fmt: skip
-    members = [entry for block in layout.blocks.values() for entry, _ in block.members]
-    capture = Capture(members)
-    held = {p: p.grad for p in model.parameters()}
-    try:
-        for p in held:
-            p.grad = None
-        with torch.enable_grad(), untouched_buffers(model), torch.random.fork_rng():
-            loss = loss_closure()
-            if not isinstance(loss, Tensor) or not loss.requires_grad:
-                raise OrderError(
-                    "verify()", "the closure gave no loss", expected="a tensor that depends on the model",
-                    got=loss, fix="Return the loss, without calling backward",
-                )  # fmt: skip
-            loss.backward()
-        return _report(capture, layout)
-    finally:
-        capture.close()
-        for p, grad in held.items():
-            p.grad = grad
-
-
-@torch.no_grad()
-def _report(capture: Capture, layout: Any) -> Report:
-    layers = capture.collect().layers
-    errors, unused, eps = {}, [], 0.0
-    grads = [p.grad.double() for block in layout.blocks.values() for p in block.parameters if p.grad is not None]
-    floor = NEGLIGIBLE * sum(float(g.square().sum()) for g in grads) ** 0.5
-    for name, block in layout.blocks.items():
-        if not any(entry.name in layers for entry, _ in block.members):
-            unused.append(name)
-            continue
-        parts = block_io(block, layers)
-        factor = as_captured(block, parts, 1.0, torch.float64)
-        ones = torch.ones(factor.n, dtype=torch.float64, device=block.parameters[0].device)
-        total = torch.cat([x.reshape(-1) for x in factor.rmv(ones)])
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in block.parameters]
-        grad = torch.cat([g.reshape(-1).to(total) for g in grads])
-        scale = max(float(grad.norm()), float(factor.gram().diagonal().sum()) ** 0.5, floor)
-        errors[name] = float((total - grad).norm()) / scale if scale > 0 else 0.0
-        eps = max(eps, *(torch.finfo(io.dtype).eps for io, _ in parts))
-    tolerance = eps * (HALF_ROUNDINGS if eps > torch.finfo(torch.float32).eps else ROUNDINGS)
-    return Report(errors, tuple(unused), layout.passed, tolerance)
 
 
 def _call(model: nn.Module, inputs: Any) -> None:
