@@ -1,13 +1,13 @@
 """Tables that are looked up once for a whole batch, as position embeddings are, and then broadcast over it.
 
 Their output gradient reaches the table already summed over the samples. The table's output is handed on as a tensor
-that watches the addition which broadcasts it, and is expanded there: then each sample has a gradient of its own.
+that watches the operation which broadcasts it, and is expanded there: then each sample has a gradient of its own.
 Whatever else is done with it acts on the plain tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 SPENT = -1  # version of a use that records nothing more
-ADDITIONS = (Tensor.__add__, Tensor.__radd__, Tensor.add, Tensor.__iadd__, Tensor.add_, torch.add)
+PAIRED = (
+    *(Tensor.__add__, Tensor.__radd__, Tensor.add, Tensor.__iadd__, Tensor.add_, torch.add),
+    *(Tensor.__sub__, Tensor.__rsub__, Tensor.sub, Tensor.__isub__, Tensor.sub_, torch.sub),
+    *(Tensor.__mul__, Tensor.__rmul__, Tensor.mul, Tensor.__imul__, Tensor.mul_, torch.mul),
+)
+EXPANDED = (Tensor.expand, Tensor.expand_as, Tensor.broadcast_to, torch.broadcast_to)
 MOVES = (Tensor.to, Tensor.type_as, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double)
 LEADING = (Tensor.unsqueeze, torch.unsqueeze, Tensor.__getitem__)
 
@@ -31,30 +36,32 @@ class Table(Tensor):
         plain = [x.as_subclass(Tensor) if isinstance(x, Table) else x for x in args]
         named = {key: x.as_subclass(Tensor) if isinstance(x, Table) else x for key, x in (kwargs or {}).items()}
         with torch._C.DisableTorchFunctionSubclass():
-            if table is not None and func in ADDITIONS and len(args) == 2 and not named:
+            if table is not None and func in PAIRED and len(args) == 2 and named.keys() <= {"alpha"}:
                 own = next(k for k, x in enumerate(args) if x is table)
                 other = plain[1 - own]
                 if isinstance(other, Tensor) and _broadcasts(table.shape, other.shape):
                     plain[own] = table.expand_to(plain[own], other.shape)
             result = func(*plain, **named)
+            if table is not None and func in EXPANDED and _broadcasts(table.shape, result.shape):
+                return table.expand_to(plain[0], result.shape)
             if table is not None and (func in MOVES or (func in LEADING and _leads(table, result))):
                 return _wrap(result, table.expand_to)
             return result
 
 
-def as_table(output: Tensor, use: Any, samples: int | None, receive: Callable[[Any, Tensor], None]) -> Tensor:
+def as_table(output: Tensor, use: Any, given: Sequence[int], receive: Callable[[Any, Tensor], None]) -> Tensor:
     """Return a table's output, watched where its dimension 0 may not be the samples.
 
     Args:
         output: Of the lookup.
         use: The record of the call; replaced by that of the expanded output where it is broadcast.
-        samples: Batch size, where it is known.
+        given: Dimension 0 of what the model was given; the first is taken for the batch size.
         receive: Takes a use and the gradient of its output.
     """
     ids = use.x
-    if type(output) is not Tensor or (ids.dim() > 1 and ids.shape[0] != 1) or samples in (None, 1):
+    if type(output) is not Tensor or (ids.dim() > 1 and ids.shape[0] != 1) or not given or given[0] == 1:
         return output
-    return _wrap(output, partial(_expand, use, samples, receive))
+    return _wrap(output, partial(_expand, use, given[0], receive))
 
 
 def _expand(

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
+from torch.utils._pytree import tree_leaves
 
 from .broadcast import SPENT, as_table
+from .compiled import register, tap
 from .errors import CaptureError
 from .hooks import Hook, transformed
 from .layers import LayerFunction
@@ -57,18 +59,48 @@ class Use:
             self.g = None
 
 
+@dataclass
+class Call:
+    """Sizes of the tensors that the model as a whole was given and returned.
+
+    Args:
+        given: Dimension 0 of each.
+        second: Dimension 1 of the first.
+        returned: Dimension 0 of each output.
+    """
+
+    given: list[int] = field(default_factory=list)
+    second: int | None = None
+    returned: list[int] = field(default_factory=list)
+
+    def samples(self, counts: Sequence[int]) -> int:
+        """Return the number of samples.
+
+        Args:
+            counts: Dimension 0 of the inputs of all layers, in the order of backward.
+        """
+        if not counts or set(counts) == {1}:
+            return len(counts[:1])
+        last, known = counts[0], [size for size in self.given if size in counts]
+        if not known:  # where the model was called in parts the last layer counts; else no layer has the samples
+            return self.given[0] if self.given else last
+        given = max(known, key=known.count)
+        pooled = self.returned == [last] and last < given
+        return last if last == self.second or pooled else given
+
+
 @dataclass(eq=False)
 class MicroBatch:
     """Uses of each layer in one forward phase, in the order in which backward reached them.
 
     Args:
+        call: What the model was given and returned, where it was called as a whole.
         uses: By layer.
-        size: Dimension 0 of what the model was given, where it was called as a whole.
         started: Whether backward has reached it.
     """
 
+    call: Call
     uses: dict[str, list[Use]] = field(default_factory=dict)
-    size: int | None = None
     started: bool = False
 
     def __iter__(self) -> Any:
@@ -130,16 +162,22 @@ class Capture:
         self._watched: dict[str, Watched] = {}
         self._batches: list[MicroBatch] = []
         self._open: MicroBatch | None = None
-        self._size: int | None = None
+        self._call = Call()
         self._in_backward = False
         self._refused: dict[str, str] = {}
         self._handles: dict[str, list[Any]] = {}
         self._held_back: dict[str, list[nn.Parameter]] = {}
         self._withheld, self._witnesses = withheld, list(witnesses)
         self._compiled: dict[int, tuple[MicroBatch, str, Use]] = {}
+        self._numbers: dict[str, int] = {}  # by which compiled graphs know the layers
+        self._by_number: dict[int, Watched] = {}
+        self._key = register(self)
         if model is not None:
-            before = Hook(self._note_size, self)
-            self._handles[""] = [model.register_forward_pre_hook(before, with_kwargs=True)]
+            before, after = Hook(self._note_given, self), Hook(self._note_returned, self)
+            self._handles[""] = [
+                model.register_forward_pre_hook(before, with_kwargs=True),
+                model.register_forward_hook(after),
+            ]
         self.watch(watched)
 
     def watch(self, watched: Iterable[Watched]) -> None:
@@ -150,6 +188,7 @@ class Capture:
                 self._release(name)
                 self._refused.pop(name, None)
         for name, entry in entries.items():
+            self._by_number[self._numbers.setdefault(name, len(self._numbers))] = entry
             if f"module {name}" not in self._handles:
                 self._place(entry)
         self._watched = entries
@@ -187,7 +226,7 @@ class Capture:
                 use.void()
         self._batches.clear()
         self._compiled.clear()
-        self._open, self._in_backward, self._size = None, False, None
+        self._open, self._in_backward, self._call = None, False, Call()
 
     @property
     def holds_records(self) -> bool:
@@ -196,17 +235,49 @@ class Capture:
 
     # -- forward --------------------------------------------------------------------------------------------------
 
-    def _note_size(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.armed or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        sizes = [x.shape[0] for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim()]
-        self._size = max(sizes, key=sizes.count) if sizes else None
-        if self._open is not None and self._open.size != self._size:  # other samples than those before
+        shapes = _shapes((args, kwargs))
+        given = [shape[0] for shape in shapes]
+        if self._open is not None and self._open.call.given[:1] != given[:1]:  # other samples than those before
             self._open = None
+        self._call = Call(given, shapes[0][1] if shapes and len(shapes[0]) > 1 else None)
+
+    def _note_returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.armed and not torch.compiler.is_compiling():
+            self._call.returned = [shape[0] for shape in _shapes(output)]
 
     # the test of `armed` is all that a compiled graph keeps of an idle hook
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return self._record(name, module, args, kwargs, output) if self.armed else None
+        if not self.armed:
+            return None
+        if torch.compiler.is_compiling() and name not in self._withheld:
+            return self._tap(name, module, args[0] if args else kwargs["input"], output)
+        return self._record(name, module, args, kwargs, output)
+
+    def _tap(self, name: str, module: nn.Module, x: Tensor, output: Any) -> Any:
+        """Let a compiled graph record the call when it runs."""
+        if not (torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad):
+            return None
+        return tap(output, x.detach(), self._key, self._numbers[name], module.training)[0]
+
+    def record_compiled(self, layer: int, x: Tensor, training: bool) -> int:
+        """Take the input of a layer's call while a compiled graph runs; return the call's number."""
+        entry = self._by_number[layer]
+        wanted = self._wanted(entry.name, entry.module)
+        if not self.armed or not wanted:
+            return -1
+        self._enter_phase()
+        call = len(self._compiled)
+        self._compiled[call] = (self._batch(), entry.name, Use(x, x._version, training, wanted, None))
+        return call
+
+    def receive_compiled(self, call: int, grad: Tensor) -> None:
+        """Take the gradient of the output of a call while a compiled graph runs backward."""
+        if call in self._compiled:
+            batch, name, use = self._compiled[call]
+            self._receive(batch, name, use, grad)
 
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if transformed() or module is not self._watched[name].module:  # a copy of the model took the hooks along
@@ -231,7 +302,7 @@ class Capture:
         shape = output.shape
         source.register_hook(lambda grad: self._receive(batch, name, use, grad.reshape(shape)))
         if isinstance(module, nn.Embedding):
-            return as_table(output, use, batch.size, partial(self._receive, batch, name))
+            return as_table(output, use, batch.call.given, partial(self._receive, batch, name))
         return output
 
     def _enter_phase(self) -> None:
@@ -246,7 +317,7 @@ class Capture:
     def _batch(self) -> MicroBatch:
         """Return the micro-batch that is open, or begin one."""
         if self._open is None:
-            self._open = MicroBatch(size=self._size)
+            self._open = MicroBatch(self._call)
         return self._open
 
     def _wanted(self, name: str, module: nn.Module) -> tuple[str, ...]:
@@ -364,7 +435,7 @@ class Capture:
             taken = [(use, g) for use in uses if (g := _gradient(use, loose)) is not None]
             if entry is not None and taken and all(use.wanted == entry.wanted for use, _ in taken):
                 found[name] = [self._io(entry, use, g) for use, g in taken]
-        size = _batch_size([io.n for ios in found.values() for io in ios], batch.size)
+        size = batch.call.samples([io.n for ios in found.values() for io in ios])
         for name, ios in found.items():
             odd = next((io.n for io in ios if io.n != size), None)
             if odd is not None:
@@ -414,16 +485,9 @@ def _any(x: Tensor | None) -> bool:
     return x is not None and bool((x.coalesce().values() if x.is_sparse else x).any())
 
 
-def _batch_size(counts: Sequence[int], given: int | None) -> int:
-    """Return the number of samples, from dimension 0 of each layer's input in the order of backward.
-
-    The last layer's counts, unless the model was given a divisor of it that other layers have, too: a layer behind a
-    reshape that moves positions into dimension 0.
-    """
-    if not counts:
-        return 0
-    last = counts[0]
-    return given if given and given in counts and last % given == 0 else last
+def _shapes(value: Any) -> list[torch.Size]:
+    """Return the shapes of the tensors in a nested structure, without those of scalars."""
+    return [x.shape for x in tree_leaves(value) if isinstance(x, Tensor) and x.dim()]
 
 
 def _hookable(output: Tensor) -> tuple[Tensor, Tensor]:

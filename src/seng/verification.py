@@ -210,8 +210,9 @@ class _Calls:
         found = [x for x in _tensors(output) if x.requires_grad]
         self.inputs.append((args, kwargs))
         self.outputs.append(found)
+        grads = self.grads  # a hook that held the outputs would keep their graph alive for good
         for k, x in enumerate(found):
-            x.register_hook(lambda grad, k=k: self.grads.update({k: grad.detach()}))
+            x.register_hook(lambda grad, k=k: grads.update({k: grad.detach()}))
 
 
 def _run_alone(
