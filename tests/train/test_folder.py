@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from seng.files import write_atomically
 from seng.train import create_run, open_run
 from seng.train.config import RunConfig
 from seng.train.errors import CheckpointError
-from seng.train.files import write_atomically
 from seng.train.metrics import EpochRecord, MetricsFile, StepRecord, read_metrics
 
 STEPS = [StepRecord(1, step, 0.1 * step, 0.5, 0.1, 1.0, 2.0) for step in (1, 2, 3)]

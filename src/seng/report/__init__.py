@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..train.files import write_atomically
+from ..files import write_atomically
 from .content import Content, gather
 from .errors import ReportError
 from .page import render_page

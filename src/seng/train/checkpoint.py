@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from ..files import write_atomically
 from ..optimizer import SENG
 from ..state import moved_state
 from .errors import CheckpointError, DamagedError
-from .files import write_atomically
 from .session import Session
 from .settings import from_dict, to_dict
 

@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..files import write_atomically
 from .config import RunConfig
 from .errors import CheckpointError
-from .files import write_atomically
 from .settings import from_dict, to_dict
 
 
