@@ -2,7 +2,8 @@
 
 A checkpoint is a folder. It can be loaded by any number of ranks, by a model that ``fully_shard`` has cut or by whole
 ones: parameters and momentum are cut anew, and curvature goes where ``refreshing.move`` says. Plain values travel as
-JSON in tensors of bytes, so that nothing of ours has to be unpickled.
+JSON in tensors of bytes, and what lies where is read from a manifest with checksums (``manifest``): nothing has to be
+unpickled but tensors, with ``weights_only``.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch import distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.optim import Optimizer
 
 from .distributed import several_ranks
-from .errors import StateError
+from .errors import RankError, SengError, StateError
+from .manifest import PARTIAL, Manifest, Reader, commit, digest_of, read_manifest, refusal, stage
 from .optimizer import SENG
 from .preconditioner import Preconditioner
 from .refreshing import move
@@ -37,6 +41,10 @@ BLOCKS = ("curvature", "carriers")  # parts of a preconditioner's state that are
 FORMS = {"fused", "foreach", "capturable", "differentiable"}  # how a base computes, which is each run's own affair
 # ranks read different tensors; before torch had the option it could be asked to do so, with a warning
 _APART: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(load_tensors).parameters else {}
+T = TypeVar("T")
+SAVE, LOAD = "checkpoints.save()", "checkpoints.load()"
+# what values of other types or shapes than ``save`` wrote lead to
+_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def save(
@@ -44,13 +52,21 @@ def save(
 ) -> None:
     """Write a checkpoint that any number of ranks can load. A collective call.
 
+    A checkpoint that is there already is replaced when the new one is complete, and not before: a run that is killed
+    while it saves can be resumed from it.
+
     Args:
         folder: Where to, the same on all ranks; on a file system that all of them see.
         model: The model, wrapped or not.
         optimizer: SENG, or a Preconditioner, whose base is then not saved.
         extra: Plain values of the first rank: numbers, texts, lists and dictionaries.
 
-    Cost: each rank writes the curvature it holds, its part of what is cut, and a share of what all hold alike.
+    Raises:
+        StateError: A parameter is not finite, or the files cannot be written.
+        RankError: Another rank is gone or too slow.
+
+    Cost: each rank writes the curvature it holds, its part of what is cut, and a share of what all hold alike, and
+    reads it once for the checksums.
     """
     preconditioner, bases = _parts_of(optimizer)
     rank, tensors = preconditioner.strategy.rank, _model_tensors(model)
@@ -64,7 +80,21 @@ def save(
             key = f"rank{rank}/{part}/{block}::"
             tensors[f"{key}plain"] = _to_bytes(_flatten(packed, key, tensors))
     tensors[f"rank{rank}/plain"] = _to_bytes(plain | {"preconditioner": _flatten(state, f"rank{rank}", tensors)})
-    save_tensors(tensors, checkpoint_id=str(folder))
+    folder = Path(folder)
+    partial = folder / PARTIAL
+
+    def prepare() -> None:
+        _require_finite(names)
+        if rank == 0:
+            stage(folder)
+
+    _agreed(SAVE, prepare)
+    with _torch_errors(SAVE):
+        metadata = save_tensors(tensors, checkpoint_id=str(partial))
+    written = [path.name for path in partial.glob(f"__{rank}_*")] + [".metadata"] * (rank == 0)
+    own = _agreed(SAVE, lambda: {name: digest_of(partial / name) for name in written})
+    digests = {name: digest for part in _gathered(SAVE, own) for name, digest in part.items()}
+    _agreed(SAVE, lambda: commit(folder, metadata, digests) if rank == 0 else None)
 
 
 def load(folder: str | Path, model: nn.Module, optimizer: SENG | Preconditioner) -> dict[str, Any]:
@@ -81,17 +111,39 @@ def load(folder: str | Path, model: nn.Module, optimizer: SENG | Preconditioner)
         ``extra`` as it was saved.
 
     Raises:
-        StateError: A file is missing or there is none, or the checkpoint is of another model or optimizer; nothing has
-            changed where a file is missing.
+        StateError: A file is missing, damaged or there is none, or the checkpoint is of another model or optimizer;
+            nothing has changed where a file is at fault.
+        RankError: Another rank is gone or too slow.
+
+    Cost: the files are read twice, once for their checksums; ranks share that work.
     """
     preconditioner, bases = _parts_of(optimizer)
-    kept = Kept(Path(folder))
-    strategy = preconditioner.strategy
+    folder, strategy = Path(folder), preconditioner.strategy
+
+    def verified() -> Manifest:
+        manifest = read_manifest(folder)
+        manifest.verify(folder, sorted(manifest.digests)[strategy.rank :: strategy.world])
+        return manifest
+
+    kept = Kept(folder, _agreed(LOAD, verified))
+    try:
+        return _restore(kept, model, preconditioner, bases)
+    except SengError:
+        raise
+    except _UNFIT as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise refusal(f"{folder} cannot be read", "what save() wrote", reason) from error
+
+
+def _restore(kept: Kept, model: nn.Module, preconditioner: Preconditioner, bases: list[Optimizer]) -> dict[str, Any]:
+    strategy, tensors = preconditioner.strategy, _model_tensors(model)
     source = strategy.rank % kept.world
     plain = kept.plain(f"rank{source}/plain")
     if len(plain["bases"]) != len(bases):
-        raise _refusal("other base optimizers", f"{len(bases)} of them", len(plain["bases"]))
+        raise refusal("other base optimizers", f"{len(bases)} of them", len(plain["bases"]))
     state = kept.filled(plain["preconditioner"])
+    if state["layout"] == preconditioner.state_dict()["layout"]:  # else load_state_dict() names the layers
+        kept.require(tensors)
     moved = move(unpack(state["place"], torch.device("cpu")), kept.held(), strategy.candidates())
     sources = moved.sources if moved else {}
     thin = dict.fromkeys(moved.place.thin, strategy.rank) if moved else {}
@@ -102,7 +154,7 @@ def load(folder: str | Path, model: nn.Module, optimizer: SENG | Preconditioner)
     preconditioner.load_state_dict(state)
     for base, own in zip(bases, states, strict=True):
         base.load_state_dict(own)
-    kept.read(_model_tensors(model))
+    kept.read(tensors)
     return plain["extra"]
 
 
@@ -110,23 +162,24 @@ class Kept:
     """A checkpoint's folder.
 
     Raises:
-        StateError: It is no checkpoint, or files are missing.
+        StateError: It is of no SENG.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
-        try:
-            self._metadata: Metadata = FileSystemReader(folder).read_metadata()
-        except (OSError, EOFError, ValueError) as error:
-            raise _refusal(f"no checkpoint in {folder}", "a folder that was written whole", str(error)) from error
-        entries = self._metadata.storage_data or {}
-        files = {entry.relative_path for entry in entries.values()}
-        if missing := sorted(name for name in files if not (folder / name).exists()):
-            raise _refusal(f"a part of {folder} is missing", f"{len(files)} files", f"all but {', '.join(missing)}")
+    def __init__(self, folder: Path, manifest: Manifest):
+        self._folder, self._metadata = folder, manifest.metadata
         ranks = [key for key in self._metadata.state_dict_metadata if re.fullmatch(r"rank\d+/plain", key)]
         if not ranks:
-            raise _refusal(f"{folder} is not of this library", "a checkpoint of seng", sorted(files))
+            raise refusal(f"{folder} is not of this library", "a checkpoint of seng", sorted(manifest.digests))
         self.world = len(ranks)
+
+    def require(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a checkpoint without tensors of these names and shapes."""
+        entries = self._metadata.state_dict_metadata
+        for key, tensor in tensors.items():
+            size = getattr(entries.get(key), "size", None)
+            if size != tensor.shape:
+                problem, got = f"{self._folder} has other tensors", None if size is None else list(size)
+                raise refusal(problem, f"{key} of shape {list(tensor.shape)}", got)
 
     def held(self) -> list[dict[str, int]]:
         """Return the bytes of each block's curvature, by saved rank."""
@@ -141,11 +194,12 @@ class Kept:
     def read(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Fill tensors with what is kept under their keys."""
         if unknown := sorted(tensors.keys() - self._metadata.state_dict_metadata.keys()):
-            raise _refusal(f"{self._folder} has other tensors", unknown[0], f"none of {len(unknown)} like it")
+            raise refusal(f"{self._folder} has other tensors", unknown[0], f"none of {len(unknown)} like it")
         with warnings.catch_warnings():  # that ranks read for themselves, each its own tensors, is meant
             for words in ("torch.distributed is disabled", "Detected mismatched keys"):
                 warnings.filterwarnings("ignore", words)
-            load_tensors(tensors, checkpoint_id=str(self._folder), **_APART)
+            with _torch_errors(LOAD):
+                load_tensors(tensors, storage_reader=Reader(self._folder, self._metadata), **_APART)
         return tensors
 
     def empty(self, key: str, like: Tensor | None = None, axes: list[int] | None = None) -> Tensor:
@@ -189,7 +243,7 @@ def _parts_of(optimizer: SENG | Preconditioner) -> tuple[Preconditioner, list[Op
     whole = isinstance(optimizer, SENG)
     preconditioner, bases = (optimizer.preconditioner, optimizer.bases) if whole else (optimizer, [])
     if several_ranks() and preconditioner.strategy.world == 1:
-        raise _refusal("ranks that keep to themselves", "a strategy of several ranks", "distributed='none'")
+        raise refusal("ranks that keep to themselves", "a strategy of several ranks", "distributed='none'")
     return preconditioner, bases
 
 
@@ -221,7 +275,7 @@ def _as_state_dict(base: Optimizer, kept: Kept, saved: Any, parameters: Mapping[
     own = _named(base, {p: name for name, p in parameters.items()})["groups"]
     wanted, got = ([group["params"] for group in groups] for groups in (own, saved["groups"]))
     if wanted != got:
-        raise _refusal("the base has other groups of parameters", str(wanted)[:200], str(got)[:200])
+        raise refusal("the base has other groups of parameters", str(wanted)[:200], str(got)[:200])
     place = {name: k for k, name in enumerate(name for group in wanted for name in group)}
     filled = kept.filled(saved, parameters)
     groups = [
@@ -267,6 +321,54 @@ def _to_bytes(plain: Any) -> Tensor:
     return torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)
 
 
-def _refusal(problem: str, expected: str, got: object) -> StateError:
-    fix = "Load a checkpoint of this model and optimizer, with all its files"
-    return StateError("checkpoints.load()", problem, expected=expected, got=got, fix=fix)
+def _require_finite(names: Mapping[Tensor, str]) -> None:
+    """Refuse to save what no run can go on from: it may take the place of a checkpoint that is good."""
+    for p, name in names.items():
+        local = cast("Any", p).to_local() if sharded(p) else p
+        if not bool(local.detach().isfinite().all()):
+            fix = "Go on from the last checkpoint, with a lower lr or more damping"
+            raise StateError(SAVE, "a parameter is not finite", expected="finite numbers", got=name, fix=fix)
+
+
+def _agreed(call: str, act: Callable[[], T]) -> T:
+    """Return what ``act`` gives; an error on one rank is raised on all of them. A collective call."""
+    try:
+        own, error = act(), None
+    except SengError as found:
+        own, error = None, found
+    except OSError as found:
+        expected, fix = "files to read and write", "Make room or correct permissions, or choose another folder"
+        error = StateError(call, "the folder cannot be used", expected=expected, got=str(found), fix=fix)
+        own = None
+    for other in (error, *_gathered(call, error)):  # this rank's own first
+        if other is not None:
+            raise other
+    return cast("T", own)
+
+
+def _gathered(call: str, value: T) -> list[T]:
+    """Return the value of every rank. A collective call."""
+    if not several_ranks():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    with _torch_errors(call):
+        dist.all_gather_object(found, value)
+    return found
+
+
+@contextmanager
+def _torch_errors(call: str) -> Iterator[None]:
+    """Turn what torch.distributed says of files that fail and of ranks that are gone into errors of ours."""
+    try:
+        yield
+    except CheckpointException as error:  # which is no Exception
+        rank, (cause, _) = next(iter(error.failures.items()))
+        got = f"rank {rank}: {type(cause).__name__}: {cause}"
+        fix = "Look at the disk and the folder's permissions; an earlier checkpoint is as it was"
+        raise StateError(call, "files cannot be read or written", expected="whole files", got=got, fix=fix) from cause
+    except RuntimeError as error:
+        if not several_ranks():
+            raise
+        expected, fix = "every rank at the same call", "Look for the first rank that failed, and resume"
+        got = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RankError(call, "the ranks cannot reach each other", expected=expected, got=got, fix=fix) from error
