@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seng import errors
-from seng.errors import OptionError, SengError, choose
+from seng.errors import LONGEST, OptionError, SengError, choose, shown
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SengError)]
 
@@ -56,3 +60,53 @@ def test_choose_lists_the_names_and_the_closest(given: str, fix: str) -> None:
 def test_choose_refuses_what_is_no_name(given: object) -> None:
     with pytest.raises(OptionError, match="unknown sketch"):
         choose({"uniform": 1}, given, call="f()", option="sketch")
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.binary(max_size=9)
+CONTAINERS = st.recursive(
+    PLAIN, lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(PLAIN, inner)
+)
+
+
+@given(CONTAINERS)
+@settings(deadline=None)
+def test_shown_is_the_repr_of_what_is_small_and_its_beginning_else(value: object) -> None:
+    whole = repr(value)
+    assert shown(value) == (whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}...")
+    assert shown(value, 10).startswith(whole[:10])
+
+
+class _Refusing:
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def _nested(levels: int, wrap: Callable[[Any], object]) -> object:
+    value: object = ()
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+ENDLESS: dict[str, Any] = {
+    "doubled": _nested(200, lambda value: [value, value]),
+    "doubled tuples": _nested(200, lambda value: (value, value)),
+    "doubled frozensets": _nested(200, lambda value: frozenset((value, frozenset((value,))))),
+    "doubled values": _nested(200, lambda value: {1: value, 2: value}),
+    "deep": _nested(100_000, lambda value: [value]),
+    "long": [0] * 10**6,
+    "long text": "x" * 10**7,
+    "long bytes": b"x" * 10**7,
+    "long number": 10 ** (10**6),
+    "refusing": _Refusing(),
+}
+ENDLESS["itself"] = itself = []
+itself.append(itself)
+
+
+@pytest.mark.parametrize("value", ENDLESS.values(), ids=ENDLESS.keys())
+def test_messages_are_short_whatever_came(value: object) -> None:
+    error = SengError("f()", "wrong", expected="less", got=value, fix="Send less")
+    assert len(str(error)) < LONGEST + 100
+    with pytest.raises(OptionError, match="unknown sketch"):
+        choose({"uniform": 1}, value, call="f()", option="sketch")
