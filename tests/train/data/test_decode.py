@@ -126,6 +126,50 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str, form: str)
         assert np.abs(found.astype(float) - read_picture(_save(tmp_path, picture(0, 0)), 32, None)).mean() < CMYK_GREYS
 
 
+GREY = np.add.outer(np.arange(64), 3 * np.arange(64)).astype(np.uint8)  # levels 0 to 252
+FINE = GREY.astype(np.uint16) << 8 | GREY[::-1, ::-1]  # of 16 bits, with the same upper eight
+KINDS = {
+    "16 bits": (Image.fromarray(FINE), "png", {}),
+    "16 bits of TIFF": (Image.fromarray(FINE), "tiff", {}),
+    "16 bits, large end first": (Image.frombytes("I;16B", (64, 64), FINE.astype(">u2").tobytes()), "tiff", {}),
+    "16 bits of PGM": (Image.fromarray(FINE.astype(np.int32)), "pgm", {}),
+    "16 bits, transparent": (Image.fromarray(FINE), "png", {"transparency": 5}),
+    "whole numbers": (Image.fromarray(GREY.astype(np.int32)), "tiff", {}),
+    "real numbers": (Image.fromarray(GREY.astype(np.float32)), "tiff", {}),
+    "8 bits": (Image.fromarray(GREY), "png", {}),
+    "8 bits, transparent": (Image.fromarray(GREY), "png", {"transparency": 5}),
+    "LA": (Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(GREY[::-1])]), "png", {}),
+    "RGB": (Image.fromarray(GREY).convert("RGB"), "png", {}),
+    "RGB, transparent": (Image.fromarray(GREY).convert("RGB"), "png", {"transparency": (1, 1, 1)}),
+    "RGBA": (Image.merge("RGBA", [Image.fromarray(x) for x in (GREY, GREY, GREY, GREY[::-1])]), "png", {}),
+    "palette": (Image.fromarray(GREY).convert("P"), "png", {}),
+    "palette, transparent": (Image.fromarray(GREY).convert("P"), "png", {"transparency": bytes(range(256))}),
+    "one palette entry transparent": (Image.fromarray(GREY).convert("P"), "png", {"transparency": 7}),
+    "WebP": (Image.fromarray(GREY).convert("RGBA"), "webp", {"lossless": True}),
+    "BMP": (Image.fromarray(GREY), "bmp", {}),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("image", "ending", "options"), KINDS.values(), ids=KINDS.keys())
+def test_levels_are_those_of_the_picture_in_8_bits(tmp_path: Path, image: Image.Image, ending: str, options):
+    found = read_picture(_save(tmp_path, image, f"a.{ending}", **options), 56, None)
+    wanted = read_picture(_save(tmp_path, Image.fromarray(GREY), "b.png"), 56, None)
+    assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("levels", [FINE.astype(np.int32), -GREY.astype(np.int32), FINE / 2**16, GREY + np.nan])
+def test_levels_of_no_known_range_are_refused(tmp_path: Path, levels: np.ndarray):
+    kept = levels if levels.dtype == np.int32 else levels.astype(np.float32)
+    with pytest.raises(DataError, match=r"a.tiff cannot be read: .*levels from .* in mode [IF], of which 0 to 255 is"):
+        read_picture(_save(tmp_path, Image.fromarray(kept), "a.tiff"), 56, None)
+
+
+def test_one_bit_is_black_or_white(tmp_path: Path):
+    found = read_picture(_save(tmp_path, Image.fromarray(GREY > 99), "a.png"), 56, None)  # 56 of the middle's 56
+    assert set(np.unique(found)) == {0, 255}
+
+
 def _jpeg() -> bytes:
     raw = io.BytesIO()
     picture(0, 0).save(raw, "JPEG")
@@ -151,6 +195,9 @@ def test_read_picture_names_a_file_that_is_gone(tmp_path: Path):
 def test_read_picture_refuses_pictures_beyond_all_size(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match=r"a.JPEG cannot be read.*DecompressionBombError"):
+        read_picture(_save(tmp_path, picture(0, 0)), 32, None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)  # of which Pillow itself only warns
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(DataError, match="80 x 60 pixels are more than"):
         read_picture(_save(tmp_path, picture(0, 0)), 32, None)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TRIES = 10
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random cut: its share of the picture, and width to height
 NUMBERS = 2 * TRIES + 3  # random numbers that a random cut and its mirror take
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # formats whose grey levels of more than 8 bits Pillow may give as "I"
 MARGIN = 224 / 256  # share of the shorter side that an evaluation looks at
 
 
@@ -79,13 +80,15 @@ def read_picture(path: str, size: int, random: Float[Tensor, " k"] | None) -> UI
         random: ``NUMBERS`` numbers in [0, 1) for a random part; None: the middle.
 
     Raises:
-        DataError: the file is not there, cut, or no picture; it is named.
+        DataError: the file is not there, cut, no picture, or one of too many pixels; it is named.
     """
     from PIL import Image  # only those who read pictures need it
 
     try:
         with Image.open(path) as picture:
             width, height = picture.size
+            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{width} x {height} pixels are more than {Image.MAX_IMAGE_PIXELS}")
             cut = middle_cut(width, height) if random is None else random_cut(width, height, random)
             return np.asarray(_resized(picture, cut, size))
     except Exception as error:  # decoders fail in many ways
@@ -111,7 +114,23 @@ def _resized(picture: Image.Image, cut: Cut, size: int) -> Image.Image:
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Return a picture as RGB bytes: of 16 bits the upper eight, as Pillow itself takes of colours; no transparency.
+
+    Raises:
+        ValueError: the levels are of no known range.
+    """
+    from PIL import Image
+
     picture.load()
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in SIXTEEN_BITS):
+        levels = np.asarray(picture).astype(np.int64).clip(0, 2**16 - 1)
+        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):  # Pillow keeps the levels of a picture in 8 bits as they are
+        low, high = np.asarray(picture).min(), np.asarray(picture).max()
+        if not (low >= 0 and (high == 0 or 1 < high <= 255)):
+            raise ValueError(f"levels from {low} to {high} in mode {picture.mode}, of which 0 to 255 is known")
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # of which a palette makes no warning
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
