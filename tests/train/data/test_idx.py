@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import struct
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,3 +80,17 @@ def test_read_idx_of_any_header_is_an_array_or_an_error(header: bytes, count: in
     content = IMAGES[:4] + header + bytes(count)
     with TemporaryDirectory() as folder, suppress(DataError):
         assert read_idx(_write(Path(folder), content), rank=3).numel() == count
+
+
+@pytest.mark.parametrize("shape", [(2**16, 2**16, 2**16), (2**32 - 1, 1, 1), (2, 2, 3)])
+def test_read_idx_takes_memory_as_its_header_says_at_most(tmp_path: Path, shape: tuple[int, ...]):
+    """What follows unpacks to 32 MiB, whatever the header says."""
+    header = b"\0\0\x08\x03" + struct.pack(">3I", *shape)
+    path = _write(tmp_path, gzip.compress(header + bytes(2**25)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"some-idx-ubyte is (too large|truncated or wrongly sized): expected"):
+            read_idx(path, rank=3)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()

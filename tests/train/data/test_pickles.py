@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seng.train.data.pickles import read_pickle
+from seng.train.data.pickles import ADMITTED, read_pickle
 from seng.train.errors import DataError
 
 from .cifar_files import python_batch, samples
@@ -125,3 +125,70 @@ def test_read_pickle_takes_no_memory_for_what_is_not_there():
         assert tracemalloc.get_traced_memory()[1] < MEBIBYTE
     finally:
         tracemalloc.stop()
+
+
+def _doubled(make: bytes, levels: int = 100) -> bytes:
+    """Return the opcodes of a container of a container and itself, and so on: 2^levels of them to walk through."""
+    steps = (b"(" + b"h%c" % k + b"h%c" % k + make + b"q%c0" % (k + 1) for k in range(levels))
+    return b")q\x00" + b"0" + b"".join(steps) + b"h%c" % levels
+
+
+HIDDEN = {
+    "as the type of an array": b"\x80\x02}U\x04datacnumpy\ndtype\n(" + _doubled(b"t") + b"tRs.",
+    "as the shape of an array": b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\n(tR(K\x01"
+    + _doubled(b"t")
+    + b"cnumpy\ndtype\n(U\x02u1tR\x89U\x00tbs.",
+    "as a key": b"\x80\x02}" + _doubled(b"t") + b"K\x01s.",
+    "as one of several keys": b"\x80\x02}(K\x01K\x01" + _doubled(b"t") + b"K\x01u.",
+    "as a key of a whole dictionary": b"(" + _doubled(b"t") + b"K\x01d.",
+    "in a set": b"\x80\x04\x8f(" + _doubled(b"t") + b"\x90.",
+    "in a frozen set": b"\x80\x04(" + _doubled(b"t") + b"\x91.",
+    "as a whole": _doubled(b"l") + b".",
+    "in what is called": b"\x80\x02" + _doubled(b"t") + b")R.",
+    "as attributes of what is admitted": b"\x80\x02cnumpy\ndtype\nN}U\x0b__setstate__" + _doubled(b"t") + b"s\x86b.",
+}
+
+
+@pytest.mark.parametrize("content", HIDDEN.values(), ids=HIDDEN.keys())
+def test_read_pickle_walks_through_nothing_that_holds_itself_many_times(content: bytes):
+    with pytest.raises(DataError, match="it is (unreadable|not the pickle wanted): expected .{,200}, got .{,200}Fetch"):
+        read_pickle(content, "it")
+
+
+def test_read_pickle_takes_no_memory_for_a_shape_alone():
+    head = b"\x80\x02}U\x04datacnumpy.core.multiarray\n_reconstruct\n(tR(K\x01"
+    tail = b"cnumpy\ndtype\n(U\x02u1tR\x89U\x00tbs."
+    shapes = (
+        b"]K\x00aJ\xff\xff\xff\x7f\x86",
+        b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86",
+        b"U\x01aJ\xff\xff\xff\x7f\x86",
+    )
+    tracemalloc.start()
+    try:
+        for shape in shapes:
+            with pytest.raises(DataError, match="it is unreadable"):
+                read_pickle(head + shape + tail, "it")
+        with pytest.raises(DataError, match="it is unreadable"):
+            read_pickle(b"\x80\x05\x96\x00\x00\x00\x40\x00\x00\x00\x00.", "it")  # a buffer of a gibibyte
+        assert tracemalloc.get_traced_memory()[1] < MEBIBYTE
+    finally:
+        tracemalloc.stop()
+
+
+def test_read_pickle_changes_no_class_of_ours():
+    before = {name: dict(vars(kind)) for name, kind in ADMITTED.items() if isinstance(kind, type)}
+    for name in ("dtype", "core.multiarray\n_reconstruct"):
+        module = "numpy\n" if name == "dtype" else "numpy."
+        content = b"\x80\x02c" + (module + name).encode() + b"\nN}U\x06valuesK\x01s\x86b."
+        with pytest.raises(DataError, match="attributes for a class of ours"):
+            read_pickle(content, "it")
+    assert {name: dict(vars(kind)) for name, kind in ADMITTED.items() if isinstance(kind, type)} == before
+
+
+@given(
+    content=st.lists(st.sampled_from([bytes([code]) for code in pickle._Unpickler.dispatch]) | st.binary(max_size=3))
+)
+@settings(deadline=None)
+def test_read_pickle_of_any_opcodes_is_a_dictionary_or_an_error(content: list[bytes]):
+    with suppress(DataError):
+        assert isinstance(read_pickle(b"".join(content) + b".", "it"), dict)

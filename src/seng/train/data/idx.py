@@ -14,10 +14,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from .content import damaged, read_content
+from .content import PIECE, damaged, opened
 
 UNSIGNED_BYTE = 8
-LARGEST = 2**31  # of a dimension: beyond it torch cannot even shape an empty tensor
+LARGEST = 2**30  # values: the pictures of MNIST's largest relative are 547 MB
 
 
 def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
@@ -33,14 +33,19 @@ def read_idx(path: Path, rank: int) -> UInt8[Tensor, "..."]:
     Raises:
         DataError: the file is unreadable, truncated, too long, or of another type or rank; it is named.
     """
-    content = read_content(path)
     header = 4 + 4 * rank
-    if len(content) < header or content[:4] != bytes((0, 0, UNSIGNED_BYTE, rank)):
-        expected = f"unsigned bytes in {rank} dimensions (00 00 08 {rank:02x})"
-        raise damaged("read_idx", path, "not the IDX file wanted", expected, content[:4].hex(" "))
-    shape = struct.unpack(f">{rank}I", content[4:header])
-    if len(content) - header != math.prod(shape) or max(shape) >= LARGEST:
-        expected = f"{math.prod(shape)} values for shape {shape}"
-        raise damaged("read_idx", path, "truncated or wrongly sized", expected, len(content) - header)
-    values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return values[header:].reshape(shape)
+    with opened(path) as stream:
+        start = stream.read(header)
+        if len(start) < header or start[:4] != bytes((0, 0, UNSIGNED_BYTE, rank)):
+            expected = f"unsigned bytes in {rank} dimensions (00 00 08 {rank:02x})"
+            raise damaged("read_idx", path, "not the IDX file wanted", expected, start[:4].hex(" "))
+        shape = struct.unpack(f">{rank}I", start[4:])
+        if (count := math.prod(shape)) > LARGEST or max(shape) > LARGEST:
+            raise damaged("read_idx", path, "too large", f"at most {LARGEST} values", f"shape {shape}")
+        content = bytearray()
+        while len(content) <= count and (piece := stream.read(min(PIECE, count + 1 - len(content)))):
+            content += piece
+    if len(content) != count:
+        got = f"more than {count}" if len(content) > count else len(content)
+        raise damaged("read_idx", path, "truncated or wrongly sized", f"{count} values for shape {shape}", got)
+    return torch.frombuffer(content or bytearray(1), dtype=torch.uint8)[:count].reshape(shape)
