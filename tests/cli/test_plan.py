@@ -82,6 +82,16 @@ def test_plan_over_ranks_for_scripts_is_the_library_s(call):
     told = json.loads(printed)
     assert told["forecasts"] == [vars(row) for row in expected]
     assert told["forecasts"][0]["seconds"] == 7e-3
+    assert told["taken"] == {"rate_gflops": 100, "rate_assumed": False, "bandwidth_gb": 2, "latency_us": 30}
+
+
+def test_plan_over_ranks_says_what_it_takes_a_rank_to_do(call):
+    _, assumed = call("plan", "digits", "--ranks", "2")
+    assert "ASSUMED 50 GFLOP/s a rank, a CPU core's: give yours with --rate; 10 GB/s and 20 us a message" in assumed
+    _, given = call("plan", "digits", "--ranks", "2", "--rate", "50", "--bandwidth", "3")
+    assert "at 50 GFLOP/s a rank, 3 GB/s and 20 us a message (--bandwidth, --latency)" in given
+    assert "ASSUMED" not in given
+    assert json.loads(call("plan", "digits", "--ranks", "2", "--json")[1])["taken"]["rate_assumed"]
 
 
 def test_numbers_of_ranks_are_powers_of_two_and_the_last():

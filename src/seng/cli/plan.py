@@ -31,6 +31,7 @@ EXAMPLES = (
     "seng plan digits --batch-size 256 --intervals 1,5,25",
     "seng plan fashion-resnet --set estimator=implicit --set rank=8 --json",
 )
+ASSUMED_RATE = 50.0  # GFLOP/s
 LEGEND = "n samples, s positions, features in -> out; shares of the flops, not the time, of these layers' backward"
 UNBOUNDED = 200  # columns of a table that goes to a file
 
@@ -46,7 +47,14 @@ def plan_command(
     ranks: Annotated[int | None, typer.Option(min=1, help="Tell a step of each strategy, up to so many ranks.")] = None,
     bandwidth: Annotated[float, typer.Option(min=1e-6, metavar="GB/S", help="Of a rank's network.")] = 10.0,
     latency: Annotated[float, typer.Option(min=0.0, metavar="US", help="Microseconds a message takes.")] = 20.0,
-    rate: Annotated[float, typer.Option(min=1e-6, metavar="GFLOP/S", help="Operations a second of a rank.")] = 50.0,
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            metavar="GFLOP/S",
+            help=f"Operations a second of a rank.  [default: {ASSUMED_RATE:g}, a CPU core's; of a GPU 10000 or more]",
+        ),
+    ] = None,
     step_rate: Annotated[
         float | None, typer.Option(min=1e-6, metavar="GFLOP/S", help="Of preconditioning, if memory bounds it.")
     ] = None,
@@ -74,8 +82,15 @@ def plan_command(
         network = {"latency": latency * 1e-6, "bandwidth": bandwidth * 1e9, "shape": collectives}
         seconds = None if step_ms is None else step_ms * 1e-3
         step_flops = None if step_rate is None else step_rate * 1e9
-        found = forecast_run(config, processes, worlds(ranks), network, rate * 1e9, seconds, step_flops)
-        show_forecasts(found, config, processes, as_json)
+        flops = (ASSUMED_RATE if rate is None else rate) * 1e9
+        found = forecast_run(config, processes, worlds(ranks), network, flops, seconds, step_flops)
+        taken = {
+            "rate_gflops": flops / 1e9,
+            "rate_assumed": rate is None,
+            "bandwidth_gb": bandwidth,
+            "latency_us": latency,
+        }
+        show_forecasts(found, config, processes, taken, as_json)
         return
     planned = plan_run(config, processes)
     if as_json:
@@ -136,12 +151,23 @@ def worlds(most: int) -> list[int]:
     return sorted({*(2**k for k in range(most.bit_length())), most})
 
 
-def show_forecasts(found: Sequence[Forecast], config: RunConfig, processes: int, as_json: bool) -> None:
-    """Print forecasts as a table, a line for each number of ranks, or as JSON."""
+def show_forecasts(
+    found: Sequence[Forecast], config: RunConfig, processes: int, taken: dict[str, Any], as_json: bool
+) -> None:
+    """Print forecasts, and what they take a rank and its network to do, as a table or as JSON.
+
+    Args:
+        found: Of each number of ranks.
+        config: The run's settings.
+        processes: How many share the samples of a step.
+        taken: The rate, whether it is assumed, the bandwidth and the latency.
+        as_json: JSON in place of a table with a line for each number of ranks.
+    """
     share = math.ceil(config.batch_size / processes)
     if as_json:
         rows = [vars(row) for row in found]
-        print(json.dumps({"recipe": config.recipe, "samples_a_rank": share, "forecasts": rows}, indent=2))
+        head = {"recipe": config.recipe, "samples_a_rank": share, "taken": taken}
+        print(json.dumps(head | {"forecasts": rows}, indent=2))
         return
     console = Console(highlight=False, soft_wrap=True)
     console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=UNBOUNDED)
@@ -153,6 +179,14 @@ def show_forecasts(found: Sequence[Forecast], config: RunConfig, processes: int,
     for world in dict.fromkeys(row.ranks for row in found):
         table.add_row(f"{world:,}", *(_told(row) for row in found if row.ranks == world))
     console.print(table, markup=False)
+    console.print(_taken(taken), markup=False)
+
+
+def _taken(taken: dict[str, Any]) -> str:
+    network = f"{taken['bandwidth_gb']:g} GB/s and {taken['latency_us']:g} us a message (--bandwidth, --latency)"
+    if not taken["rate_assumed"]:
+        return f"at {taken['rate_gflops']:g} GFLOP/s a rank, {network}"
+    return f"ASSUMED {taken['rate_gflops']:g} GFLOP/s a rank, a CPU core's: give yours with --rate; {network}"
 
 
 def _told(row: Forecast) -> str:
