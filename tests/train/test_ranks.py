@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -149,3 +150,23 @@ def test_one_process_stays_alone(monkeypatch: pytest.MonkeyPatch):
 def test_device_of_no_machine_is_refused():
     with pytest.raises(ConfigError, match="the device cannot be used: expected auto, cpu or cuda, got 'cuda:99'"):
         choose_device("cuda:99")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize(("name", "expected"), [("cuda", "auto or cpu"), ("cuda:0", "auto, cpu or cuda")])
+def test_absent_device_is_said_to_be_absent(name: str, expected: str):
+    with pytest.raises(
+        ConfigError, match=f"cannot be used: expected {expected}, got '{name}'. There is no CUDA device h"
+    ):
+        choose_device(name)
+
+
+def test_a_run_of_several_processes_goes_on_with_one(folder: Path, tmp_path: Path):
+    for scenario in ("seng", "sharded"):  # of an explicit strategy each
+        copy = tmp_path / scenario
+        shutil.copytree(folder / scenario, copy)
+        for path in (copy / "checkpoints").glob("step-00000022*"):
+            path.unlink()
+        run(config_of(scenario), copy, ALONE, resume=True)
+        (one, two) = (records[-1] for records in (_records(copy), _records(folder / scenario)))
+        assert (one["kind"], one["step"]) == (two["kind"], two["step"]) == ("end", 22)

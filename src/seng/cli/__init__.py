@@ -83,8 +83,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
     except Exception as error:
-        _fail(error, as_json="--json" in given)
+        _fail(_told(error), as_json="--json" in given)
     sys.exit(code or 0)
+
+
+def _told(error: Exception) -> Exception:
+    """Return what is to be said of an error: that files cannot be read or written is no fault of the program."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return error
+    fix = "Make room or correct permissions, or choose another folder"
+    return SengError("seng", "the system refuses", expected="files to read and write", got=str(error), fix=fix)
 
 
 def _fail(error: Exception, as_json: bool) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +15,13 @@ from rich.console import Console
 from ..recipes import build_recipe
 from ..train.config import RunConfig
 from ..train.errors import CheckpointError
-from ..train.folder import RunFolder, create_run, open_run
-from ..train.metrics import Watcher, read_metrics
+from ..train.folder import RunFolder, create_run, locked, open_run
+from ..train.metrics import EndRecord, EpochRecord, Record, Watcher, read_records
 from ..train.settings import override, settings
 from .options import AsJson, Assignments, assignment, complete_optimizer, complete_recipe
 
 if TYPE_CHECKING:
+    from ..train.meters import Evaluation
     from ..train.ranks import Ranks
     from ..train.session import Session
 
@@ -170,13 +171,13 @@ def _run(config: RunConfig, folder: RunFolder | None, call: _Call) -> None:
         console = Console(stderr=call.as_json, quiet=not ranks.first, highlight=False, soft_wrap=True)
         session = build_session(config, ranks)
         resume = folder is not None
-        folder = folder or _new_folder(config, call, ranks)
+        folder = folder or _new_folder(config, call, ranks, stack)
         console.print(
             f"{_title(config)}: {config.epochs} epochs of {session.steps_per_epoch} steps on {session.device}"
         )
         watchers = _watchers(session, folder, call, console, stack) if ranks.first else []
         try:
-            train(session, folder, watchers=watchers, resume=resume, stop_after=call.stop_after)
+            result = train(session, folder, watchers=watchers, resume=resume, stop_after=call.stop_after)
         except (Interrupted, KeyboardInterrupt) as stop:
             stack.close()
             number = getattr(stop, "number", signal.SIGINT)
@@ -186,16 +187,18 @@ def _run(config: RunConfig, folder: RunFolder | None, call: _Call) -> None:
             raise typer.Exit(128 + number) from None
         stack.close()
         if ranks.first:
-            _tell_result(config, folder, console, call.as_json)
+            _tell_result(config, folder, result, console, call.as_json)
 
 
 def _title(config: RunConfig) -> str:
     return f"{config.recipe}, {config.optimizer.name}, seed {config.seed}"
 
 
-def _new_folder(config: RunConfig, call: _Call, ranks: Ranks) -> RunFolder:
+def _new_folder(config: RunConfig, call: _Call, ranks: Ranks, stack: ExitStack) -> RunFolder:
+    """Make a run's folder in the first process, and lock it until the run is over."""
     if ranks.first:
-        create_run(call.out, config, overwrite=call.overwrite)
+        folder = create_run(call.out, config, overwrite=call.overwrite)
+        stack.enter_context(locked(folder.path))
     ranks.wait()
     return RunFolder(call.out)
 
@@ -212,20 +215,37 @@ def _watchers(session: Session, folder: RunFolder, call: _Call, console: Console
     return [*watchers, stack.enter_context(bar)]
 
 
-def _tell_result(config: RunConfig, folder: RunFolder, console: Console, as_json: bool) -> None:
-    """Print what the last epoch's record says, and draw the curves."""
+def _tell_result(config: RunConfig, folder: RunFolder, result: Evaluation, console: Console, as_json: bool) -> None:
+    """Print what the last epoch's record says, and draw the curves; the run is over, and nothing here ends it badly."""
+    try:
+        records = read_records(folder.metrics, lambda reason: _passed_over(folder.metrics, reason, console))
+    except OSError as error:
+        _passed_over(folder.metrics, str(error), console)
+        records = []
+    epoch = next((record for record in reversed(records) if isinstance(record, EpochRecord)), None)
+    ended = next((record.reason for record in records if isinstance(record, EndRecord)), None)
+    if ended not in (None, "epochs") and epoch:
+        console.print(f"{ended} was reached in epoch {epoch.epoch}: the run is over")
+    accuracy = "" if result.accuracy is None else f"test accuracy {result.accuracy:.2%}, "
+    console.print(f"{accuracy}test loss {result.loss:.4f}")
+    _draw(records, folder.curves, config, console)
+    if as_json:
+        names = ("epoch", "step", "seconds", "train_loss")
+        tested = {"test_loss": result.loss, "test_accuracy": result.accuracy, "test_accuracy5": result.accuracy5}
+        told = {name: getattr(epoch, name, None) for name in names} | tested | {"ended": ended, "out": str(folder.path)}
+        print(json.dumps({"recipe": config.recipe, "optimizer": config.optimizer.name, "seed": config.seed} | told))
+
+
+def _passed_over(path: Path, reason: str, console: Console) -> None:
+    console.print(f"{path}: passed over, it is damaged: {reason}", markup=False)
+
+
+def _draw(records: list[Record], path: Path, config: RunConfig, console: Console) -> None:
     from ..train.curves import draw_curves
 
-    records = list(read_metrics(folder.metrics))
-    draw_curves(records, folder.curves, _title(config))
-    result = next(record for record in reversed(records) if record["kind"] == "epoch")
-    ended = next((record["reason"] for record in records if record["kind"] == "end"), None)
-    if ended not in (None, "epochs"):
-        console.print(f"{ended} was reached in epoch {result['epoch']}: the run is over")
-    accuracy = "" if result["test_accuracy"] is None else f"test accuracy {result['test_accuracy']:.2%}, "
-    console.print(f"{accuracy}test loss {result['test_loss']:.4f}")
-    console.print(f"curves: {folder.curves}")
-    if as_json:
-        names = ("epoch", "step", "seconds", "train_loss", "test_loss", "test_accuracy", "test_accuracy5")
-        told = {name: result[name] for name in names} | {"ended": ended, "out": str(folder.path)}
-        print(json.dumps({"recipe": config.recipe, "optimizer": config.optimizer.name, "seed": config.seed} | told))
+    try:
+        draw_curves(map(asdict, records), path, _title(config))
+    except (OSError, ValueError, ArithmeticError) as error:
+        console.print(f"curves: not drawn: {error}", markup=False)
+    else:
+        console.print(f"curves: {path}")

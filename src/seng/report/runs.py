@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from ..train.folder import RunFolder
-from ..train.metrics import CurvatureRecord, EndRecord, EpochRecord, Record, StartRecord, StepRecord, read_metrics
+from ..train.metrics import CurvatureRecord, EndRecord, EpochRecord, Record, StartRecord, StepRecord, read_records
 from .errors import ReportError
 
 R = TypeVar("R")
 
-KINDS: dict[str, type[Record]] = {kind.kind: kind for kind in get_args(Record)}
 OPTIMIZERS = {"seng": "SENG", "sgd": "SGD", "adamw": "AdamW", "muon": "Muon"}  # as people write them
 
 
@@ -154,7 +153,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ReportError("seng report", "this is no run", expected=str(path), got=None, fix=fix) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(values, Mapping) or not isinstance(values.get("optimizer"), Mapping):
         raise ReportError("seng report", f"{path} holds no settings of a run", expected="a run", got=values, fix=fix)
@@ -162,19 +161,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_records(path: Path) -> list[Record]:
-    records: list[Record] = []
-    lines = iter(read_metrics(path)) if path.exists() else iter(())
-    while True:
-        try:
-            line = next(lines)
-        except StopIteration:
-            return records
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, f"line {len(records) + 1}: {error}") from error
-        try:
-            records.append(KINDS[line["kind"]](**line))
-        except (KeyError, TypeError) as error:
-            raise _unreadable(path, f"line {len(records) + 1}: {error}") from error
+    try:
+        return read_records(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
 
 
 def _unreadable(path: Path, got: str) -> ReportError:

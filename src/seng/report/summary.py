@@ -109,7 +109,7 @@ def step_parts(run: Run) -> dict[str, float]:
             for part, seconds in record.parts.items():
                 sums[part] = sums.get(part, 0.0) + seconds * (record.step - before)
         before = record.step
-    means = {part: value / total for part, value in sums.items()}
+    means = {part: value / total for part, value in sums.items() if total > 0}  # in order, unless a file was changed
     if "refresh" in means and "optimizer" in means:
         means["optimizer"] = max(0.0, means["optimizer"] - means["refresh"])
     return means

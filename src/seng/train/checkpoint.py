@@ -11,16 +11,20 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..files import write_atomically
 from ..optimizer import SENG
 from ..state import moved_state
-from .errors import CheckpointError, DamagedError
+from .errors import CheckpointError, DamagedError, DivergedError
+from .ranks import Ranks
 from .session import Session
 from .settings import from_dict, to_dict
 
@@ -70,20 +74,53 @@ def _step(path: Path) -> int:
 
 
 def write_checkpoint(folder: Path, session: Session, position: Position) -> None:
-    """Save all processes' state and remove all but the newest ``keep`` checkpoints. A collective call."""
+    """Save all processes' state and remove all but the newest ``keep`` checkpoints. A collective call.
+
+    Raises:
+        DivergedError: a process's state is not finite: it would take the place of one that a run can go on from.
+        CheckpointError: a file cannot be written; the checkpoints before are kept.
+    """
     ranks, state = session.ranks, state_of(session, position)  # all at once: an optimizer may gather its state
+    if not ranks.agree(finite(state["model"]) and finite(state["optimizer"])):
+        raise DivergedError(
+            "seng train",
+            f"the state is not finite after step {position.step}",
+            expected="finite parameters, momentum and curvature",
+            got="NaN or infinity",
+            fix="Lower --lr or raise --damping; the last checkpoint is kept",
+        )
+    _in_turn(ranks, ranks.first, lambda: folder.mkdir(exist_ok=True))
+    path = checkpoint_path(folder, position.step, ranks.rank)
+    _in_turn(ranks, not ranks.first, lambda: _save(path, state))
+    _in_turn(ranks, ranks.first, lambda: _save(path, state))
     if ranks.first:
-        folder.mkdir(exist_ok=True)
-    ranks.wait()
-    if not ranks.first:
-        _save(checkpoint_path(folder, position.step, ranks.rank), state)
-    ranks.wait()
-    if ranks.first:
-        _save(checkpoint_path(folder, position.step), state)
         kept = {_step(path) for path in checkpoints(folder)[: session.config.keep]}
         for path in (*folder.glob("step-*.pt"), *folder.glob(".step-*.partial")):  # the latter of a killed process
-            if _step(path) not in kept:
+            if _step(path) not in kept and not path.is_dir():
                 path.unlink(missing_ok=True)
+
+
+def finite(state: Any) -> bool:
+    """Return whether all real numbers in a state's tensors are finite."""
+    if isinstance(state, Tensor):
+        return not state.is_floating_point() or bool(state.isfinite().all())
+    items = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return all(map(finite, items))
+
+
+def _in_turn(ranks: Ranks, own: bool, write: Callable[[], None]) -> None:
+    """Let some processes write, and all wait for them; where one cannot, it is an error on all."""
+    failure: Exception | None = None
+    try:
+        if own:
+            write()
+    except (OSError, RuntimeError) as error:  # torch gives the latter for a full disk
+        failure = error
+    if not ranks.agree(failure is None):
+        got = str(failure).splitlines()[0] if failure else "another process cannot write its part"
+        fix = "Make room or correct permissions, then go on with --resume; the last checkpoint is kept"
+        problem, expected = "the checkpoint cannot be written", "a folder to write into"
+        raise CheckpointError("seng train", problem, expected=expected, got=got, fix=fix) from failure
 
 
 def restore_newest(folder: Path, session: Session) -> Position | None:
@@ -132,7 +169,10 @@ def _own_state(path: Path, session: Session) -> dict[str, Any]:
     if not isinstance(session.optimizer, SENG):
         return state
     offered = session.optimizer.preconditioner.strategy.candidates()
-    preconditioner = moved_state([other["optimizer"]["preconditioner"] for other in states], offered)
+    try:
+        preconditioner = moved_state([other["optimizer"]["preconditioner"] for other in states], offered)
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     return {**state, "optimizer": {**state["optimizer"], "preconditioner": preconditioner}}
 
 
@@ -196,18 +236,30 @@ def _restore(path: Path, state: dict[str, Any], session: Session) -> Position:
 def _read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
+            _require_unpacked(archive, path.stat().st_size)
             if (damaged := archive.testzip()) is not None:  # torch.load itself compares no checksums
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGES as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _damaged(path, reason) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        got = sorted(map(str, state))[:8] if isinstance(state, dict) else type(state).__name__
+    if not isinstance(state, dict) or not isinstance(state.get("format"), str) or state["format"] != FORMAT:
+        got = list(islice(state, 8)) if isinstance(state, dict) else type(state).__name__
         raise _unusable(path, "not a checkpoint of seng train", f"format {FORMAT!r}", got)
     if state.get("version") != VERSION:
         raise _unusable(path, "of another version", f"version {VERSION}", state.get("version"))
+    if not finite(state.get("model")) or not finite(state.get("optimizer")):
+        raise _damaged(path, "parameters, momentum or curvature that are not finite")
     return state
+
+
+def _require_unpacked(archive: zipfile.ZipFile, nbytes: int) -> None:
+    """Refuse an archive that unpacks to more than its file: torch packs nothing."""
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or nbytes < sum(
+        member.file_size for member in members
+    ):
+        raise zipfile.BadZipFile("it is larger unpacked than packed")
 
 
 def _check(path: Path, state: dict[str, Any], session: Session) -> None:

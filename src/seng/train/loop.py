@@ -15,7 +15,7 @@ from .checkpoint import BEGINNING, Position, restore_newest, write_checkpoint
 from .data import epoch_batches
 from .errors import DivergedError
 from .evaluation import evaluate
-from .folder import RunFolder
+from .folder import RunFolder, locked
 from .meters import Evaluation, Meter
 from .metrics import EndRecord, EpochRecord, MetricsFile, Record, StartRecord, StepRecord, Watcher
 from .records import curvature_record, environment, merged
@@ -50,10 +50,18 @@ def train(
         The evaluation on the test split after the last epoch done.
 
     Raises:
-        CheckpointError: the checkpoint cannot be used.
-        DivergedError: the loss is not finite; the last checkpoint stays.
+        CheckpointError: the checkpoint cannot be used, a file cannot be written, or another process trains in the
+            folder.
+        DivergedError: the loss or the state is not finite; the last checkpoint stays.
         Interrupted: SIGINT or SIGTERM came; the step under way was finished and all state saved.
     """
+    with locked(folder.path) if session.ranks.first else nullcontext():
+        return _train(session, folder, watchers, resume, stop_after)
+
+
+def _train(
+    session: Session, folder: RunFolder, watchers: Sequence[Watcher], resume: bool, stop_after: int | None
+) -> Evaluation:
     position = (restore_newest(folder.checkpoints, session) if resume else None) or BEGINNING
     last = min(session.config.epochs, stop_after or session.config.epochs)
     with Signals() as signals:

@@ -116,18 +116,20 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     Raises:
         ConfigError: the device cannot be used.
     """
-    if name in ("auto", "cuda"):
-        name = f"cuda:{local}" if torch.cuda.is_available() else name.replace("auto", "cpu")
+    here = torch.cuda.is_available()
+    if name in ("auto", "cuda") and (here or name == "auto"):
+        name = f"cuda:{local}" if here else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
+        absent = "There is no CUDA device here: leave" if name.startswith("cuda") and not here else "Leave"
         raise ConfigError(
             "seng train",
             "the device cannot be used",
-            expected="auto, cpu or cuda",
+            expected="auto, cpu or cuda" if here or name != "cuda" else "auto or cpu",
             got=name,
-            fix="Leave --device out to take what is there",
+            fix=f"{absent} --device out to take what is there",
         ) from error
     if device.type == "cuda":
         torch.cuda.set_device(device)

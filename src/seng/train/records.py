@@ -12,20 +12,10 @@ from torch.optim import Optimizer
 from .. import __version__
 from ..optimizer import SENG
 from .data import data_status
-from .metrics import CurvatureRecord
+from .metrics import STATE, CurvatureRecord
 from .session import Session
 
 SPECTRUM = 64  # eigenvalues a block that a record holds at most
-NUMBERS = (
-    "trace",
-    "effective_dimension",
-    "top_eigenvalues",
-    "damping",
-    "refresh_age",
-    "cosine",
-    "samples",
-    "nbytes",
-)  # of LayerStats
 
 
 def environment(session: Session) -> dict[str, str | int]:
@@ -53,7 +43,7 @@ def curvature_record(
     if not isinstance(optimizer, SENG):
         return None
     stats = optimizer.stats()
-    layers = {name: {number: getattr(layer, number) for number in NUMBERS} for name, layer in stats.items()}
+    layers = {name: {number: getattr(layer, number) for number in STATE} for name, layer in stats.items()}
     thinned = {name: thin(layer.spectrum.tolist()) for name, layer in stats.items()} if spectra else {}
     return CurvatureRecord(epoch, step, seconds, layers, thinned, optimizer.counters)
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +95,7 @@ def build_session(config: RunConfig, ranks: Ranks = ALONE) -> Session:
     model = build_model(config.model, signature(config.data)).to(device)
     steps = steps_per_epoch(len(data.train), config.batch_size)
     scaler = GradScaler(device.type, enabled=config.precision == "fp16")
-    options = {"grad_scaler": scaler} if scaler.is_enabled() and config.optimizer.name == "seng" else {}
-    optimizer = build_optimizer(model, config, steps, **options)
+    optimizer = build_optimizer(model, config, steps, **_live_options(config, scaler, ranks))
     schedule = build_schedule(optimizer, config.schedule, config.epochs, steps)
     forward = ranks.replicate(model, device)
     if config.compile:  # after the optimizer, which places hooks
@@ -104,6 +103,14 @@ def build_session(config: RunConfig, ranks: Ranks = ALONE) -> Session:
     if not ranks.first:  # other dropout than in the first process, which draws as one process alone would
         torch.manual_seed(config.seed * 1_000_003 + ranks.rank)
     return Session(config, device, data, model, forward, loss, optimizer, schedule, scaler, ranks)
+
+
+def _live_options(config: RunConfig, scaler: GradScaler, ranks: Ranks) -> dict[str, Any]:
+    """Return the options of SENG that are this process's affair and not the run's."""
+    if config.optimizer.name != "seng":
+        return {}
+    scaled = {"grad_scaler": scaler} if scaler.is_enabled() else {}
+    return scaled | ({"distributed": "none"} if ranks.world == 1 else {})  # a run of several goes on alone, too
 
 
 def _set_up_torch(config: RunConfig) -> None:

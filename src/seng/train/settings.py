@@ -145,10 +145,10 @@ def _restore(hint: Any, value: Any, name: str) -> Any:
         if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
             return from_dict(value, typing.cast("type[Any]", kind))
         if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-            return tuple(value)
+            return tuple(_restore(int, part, name) for part in value)
         if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
             return value
-        if isinstance(kind, type) and isinstance(value, (float, int) if kind is float else kind):
+        if isinstance(kind, type) and type(value) in ((float, int) if kind is float else (kind,)):
             return value
     raise ConfigError("from_dict", f"bad value for {name}", expected=describe(hint), got=value, fix=OTHER_VERSION)
 

@@ -131,9 +131,7 @@ def test_read_members_refuses_what_unpacks_to_more_than_any_archive(tmp_path: Pa
     path = _write(tmp_path, content)
     tracemalloc.start()
     try:
-        with pytest.raises(
-            DataError, match="some.tar.gz is .*(when unpacked|files or more, or one of over)"
-        ):
+        with pytest.raises(DataError, match="some.tar.gz is .*(when unpacked|files or more, or one of over)"):
             read_members(path)
         assert tracemalloc.get_traced_memory()[1] < LARGEST_ARCHIVE + 2 * LARGEST_FILE
     finally:
