@@ -112,7 +112,7 @@ def choose(table: Mapping[str, T], name: Any, *, call: str, option: str) -> T:
     """Return ``table[name]``, or raise an OptionError that lists the names and the closest one."""
     if isinstance(name, str) and name in table:
         return table[name]
-    close = get_close_matches(shown(name, 80), list(table), n=1)
+    close = get_close_matches(name[:80] if isinstance(name, str) else "", list(table), n=1)
     raise OptionError(
         call,
         f"unknown {option}",
