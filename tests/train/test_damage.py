@@ -294,6 +294,26 @@ def test_checkpoint_that_unpacks_to_more_than_its_file_is_damaged(tmp_path: Path
         load_checkpoint(path, build_session(small_run))
 
 
+def _doubled(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "config", "version", "format", "position", "rng", "schedule"])
+@pytest.mark.parametrize("levels", [40, 60])
+def test_checkpoint_that_holds_itself_many_times_is_refused(
+    tmp_path: Path, small_run: RunConfig, part: str, levels: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("seng.train.checkpoint.MOST_VALUES", 10**5)
+    _start(override(small_run, {"epochs": "1", "model.widths": "1,1"}), tmp_path)
+    (path,) = checkpoints(tmp_path / "checkpoints")
+    torch.save(torch.load(path, weights_only=True) | {part: _doubled(levels)}, path)
+    with pytest.raises(CheckpointError, match=r"step-.*.pt is .{,400}$"):
+        load_checkpoint(path, build_session(small_run))
+
+
 # -- one process a folder -------------------------------------------------------------------------------------------
 
 HOLDS = """

@@ -30,6 +30,7 @@ from .settings import from_dict, to_dict
 
 FORMAT = "seng-run"
 VERSION = 2
+MOST_VALUES, DEEPEST = 10**7, 50  # values and levels in a state
 DAMAGES = (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
@@ -101,11 +102,22 @@ def write_checkpoint(folder: Path, session: Session, position: Position) -> None
 
 
 def finite(state: Any) -> bool:
-    """Return whether all real numbers in a state's tensors are finite."""
-    if isinstance(state, Tensor):
-        return not state.is_floating_point() or bool(state.isfinite().all())
-    items = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return all(map(finite, items))
+    """Return whether all real numbers in a state's tensors are finite.
+
+    Raises:
+        ValueError: containers lie in containers without end.
+    """
+    left, seen = [(state, 0)], 0
+    while left:
+        value, depth = left.pop()
+        seen += 1
+        if seen > MOST_VALUES or depth > DEEPEST:
+            raise ValueError("containers in containers without end")
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            return False
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        left.extend((item, depth + 1) for item in items)
+    return True
 
 
 def _in_turn(ranks: Ranks, own: bool, write: Callable[[], None]) -> None:
@@ -240,6 +252,7 @@ def _read(path: Path) -> dict[str, Any]:
             if (damaged := archive.testzip()) is not None:  # torch.load itself compares no checksums
                 raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        sound = finite(state)
     except DAMAGES as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _damaged(path, reason) from error
@@ -248,7 +261,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise _unusable(path, "not a checkpoint of seng train", f"format {FORMAT!r}", got)
     if state.get("version") != VERSION:
         raise _unusable(path, "of another version", f"version {VERSION}", state.get("version"))
-    if not finite(state.get("model")) or not finite(state.get("optimizer")):
+    if not sound:
         raise _damaged(path, "parameters, momentum or curvature that are not finite")
     return state
 
