@@ -120,6 +120,19 @@ def test_runs_are_not_replaced_unasked(tmp_path: Path) -> None:
     Folder(tmp_path, "heat", overwrite=True).require_room("adam")
 
 
+@pytest.mark.parametrize(
+    "line", ["", "{", "7", "[" * 100_000, '{"step": 1}', json.dumps(asdict(RECORD) | {"step": "x"}), "\0\xff"]
+)
+def test_damaged_lines_of_a_run_are_passed_over(tmp_path: Path, line: str) -> None:
+    folder = Folder(tmp_path, "heat")
+    list(folder.write("adam", {}, [RECORD, RECORD]))
+    lines = (tmp_path / "adam.jsonl").read_text().splitlines()
+    (tmp_path / "adam.jsonl").write_text("\n".join([*lines[:2], line, lines[2]]) + "\n")
+    assert folder.runs() == {"adam": [RECORD, RECORD]}
+    (tmp_path / "adam.jsonl").write_text(line + "\n" + lines[1])
+    assert folder.runs() == {}
+
+
 def test_run_that_was_cut_off_has_the_records_it_made(tmp_path: Path) -> None:
     folder = Folder(tmp_path, "heat")
     writing = folder.write("adam", {}, iter([RECORD, RECORD]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +59,33 @@ class Folder:
         torch.save(net.state_dict(), self.path / f"{method}.pt")
 
     def runs(self) -> dict[str, list[Record]]:
-        """Return the records of every method that has any."""
+        """Return the records of every method that has any; lines that are damaged are passed over."""
         found = {}
         for file in sorted(self.path.glob("*.jsonl")):
-            records = [Record(**json.loads(line)) for line in file.read_text().splitlines()[1:]]
-            if records:
-                found[self._head(file)["method"]] = records
+            method, lines = self._head(file).get("method"), _lines(file)[1:]
+            records = [Record(**values) for values in map(_parsed, lines) if _whole(values)]
+            if records and isinstance(method, str):
+                found[method] = records
         return found
 
     def _head(self, file: Path) -> dict[str, Any]:
-        first = file.read_text().partition("\n")[0]
-        try:
-            return json.loads(first)
-        except json.JSONDecodeError:
-            return {}
+        return _parsed("".join(_lines(file)[:1]))
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _whole(values: dict[str, Any]) -> bool:
+    """Whether values are those of a record."""
+    if values.keys() != {field.name for field in fields(Record)} or type(values["step"]) is not int:
+        return False
+    return all(type(value) in (int, float) or (value is None and name == "damping") for name, value in values.items())
