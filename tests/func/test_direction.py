@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 from seng.errors import MemoryBudgetError, OptionError
-from seng.func import Info, SingularError, natural_gradient
+from seng.func import Info, SingularError, gradient, natural_gradient
 from seng.func.rows import COPIES
 
 from .problems import RESIDUALS, unbatched
@@ -240,3 +240,102 @@ def test_previous_of_another_shape_is_refused() -> None:
     w = draw(3)
     with pytest.raises(OptionError, match="previous does not fit"):
         natural_gradient(lambda w, x: w.sum() * x, w, draw(3), momentum=0.5, previous=draw(4))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 8), st.integers(0, 12), st.integers(0, 99))
+def test_directions_at_small_damping_are_as_exact_as_least_squares(p: int, more: int, power: int, seed: int) -> None:
+    """Columns that decay over four decades, fewer or more than the rows, against QR of the stacked problem."""
+    n = max(1, p + more - 4)
+    left, right = torch.linalg.qr(draw(n, n, seed=seed)).Q, torch.linalg.qr(draw(p, p, seed=seed + 1)).Q
+    k = min(n, p)
+    a = left[:, :k] * 10.0 ** -torch.linspace(0, 4, k, dtype=DTYPE) @ right[:, :k].mT
+    w, y, damping = draw(p, seed=2), draw(n, seed=3), 10.0**-power
+    d, info = natural_gradient(lambda w, s: s[0] @ w - s[1], w, (a, y), damping=damping)
+    j, r = a / n**0.5, (a @ w - y) / n**0.5
+    lam = damping * float(j.square().sum()) / n
+    q, top = torch.linalg.qr(torch.cat([j, lam**0.5 * torch.eye(p, dtype=DTYPE)]))
+    expected = torch.linalg.solve_triangular(
+        top, (q.mT @ torch.cat([r, torch.zeros(p, dtype=DTYPE)]))[:, None], upper=True
+    )
+    assert_close(d, expected[:, 0], 1e-8)  # condition 1e4 or 1e6, of residuals that the model does not reach
+    assert info.damping == pytest.approx(lam, rel=TINY)
+
+
+@pytest.mark.parametrize("memory", [COPIES * 3 * DTYPE.itemsize * 4, 2**30])
+@pytest.mark.parametrize("fisher", ["gauss_newton", "sampled"])
+def test_fewer_parameters_than_rows_match_the_dense_reference(memory: int, fisher: str) -> None:
+    w, x, labels = draw(3, seed=1), draw(12, 3), torch.arange(12) % 2
+    logits: Any = lambda w, s: torch.stack([s[0] @ w, 0 * w[0]])  # noqa: E731
+    if fisher == "sampled":
+        d, info = natural_gradient(logits, w, (x, labels), fisher=fisher, damping=0.1, memory=memory)
+        assert info.solve_error < EXACT
+        step = 1e-6 * d
+        losses = [
+            float(nn.functional.cross_entropy(torch.stack([x @ q, 0 * x[:, 0]], 1), labels)) for q in (w, w - step)
+        ]
+        assert info.slope == pytest.approx((losses[0] - losses[1]) / 1e-6, rel=1e-4)
+        return
+    d, info = natural_gradient(
+        lambda w, s: s @ w - 1, w, x, damping=0.1, damping_mode="absolute", momentum=0.5, previous=w, memory=memory
+    )
+    reference = dense({"r": lambda s: s @ leaf - 1}, {"r": x}, [leaf := w.clone().requires_grad_()])
+    assert_close(d, reference.direction(0.1, 0.5 * w))
+    assert info.solve_error < EXACT
+
+
+def test_columns_that_depend_on_others_give_the_shortest_direction() -> None:
+    x, w = draw(9, 1).repeat(1, 2), draw(2, seed=1)
+    d, info = natural_gradient(lambda w, s: s @ w - 1, w, x, damping=0.0)
+    assert info.rungs >= 1
+    assert float(d[0]) == pytest.approx(float(d[1]), rel=1e-6)  # of all that fit alike
+    assert float(d[0]) == pytest.approx(float((x[:, 0] @ (x @ w - 1)) / (2 * x[:, 0].square().sum())), rel=0.1)
+
+
+class Holder(nn.Module):
+    """What a module may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.rate = network(), nn.Parameter(torch.tensor(0.7, dtype=DTYPE))
+        self.pairs = nn.ParameterDict({"a": nn.Parameter(draw(2)), "b": nn.Parameter(draw(1)[0])})
+        self.list = nn.ParameterList([nn.Parameter(draw(1, seed=k)) for k in range(2)])
+        self.parts = nn.ModuleDict({"u": nn.Linear(2, 1, dtype=DTYPE)})
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(2, 1, dtype=DTYPE))
+        self.register_buffer("shift", torch.tensor(2.0, dtype=DTYPE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def flux(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return factor * self.rate * self.net(x).square()
+
+    @property
+    def positive(self) -> Tensor:
+        return self.rate.exp()
+
+
+READS: dict[str, Any] = {
+    "parameter": lambda u, x: u.rate * u(x) - 1,
+    "buffer": lambda u, x: u.shift * u(x) - 1,
+    "item": lambda u, x: u.parts["u"](x) - 1 + ("u" in u.parts),
+    "nested": lambda u, x: u.net[0].weight.square().sum() * u.net[-1].bias - 1,
+    "slice": lambda u, x: u.net[:2](x).sum() - 1,
+    "method": lambda u, x: u.flux(x, factor=2.0) - 1,
+    "property": lambda u, x: u.positive * x.sum() - 1,
+    "dict": lambda u, x: sum(v.sum() for v in u.pairs.values()) * u.pairs["a"].sum() + u.pairs.b * x.sum(),
+    "list": lambda u, x: sum(p * x.sum() for p in u.list) + u.list[1].square() * len(u.list),
+    "modules": lambda u, x: sum(m(x) for m in u.parts.values()) + u.get_submodule("net")(x),
+    "parameters": lambda u, x: sum(p.square().sum() for p in u.parameters()) * x.sum(),
+    "parametrized": lambda u, x: u.normed.weight.square().sum() + u.normed(x),
+    "derivative of a part": lambda u, x: gradient(u.net, x)[0] * u.rate + gradient(u.flux, x)[0],
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_residuals_read_what_a_module_holds(name: str) -> None:
+    module = Holder()
+    read = READS[name]
+    d, _ = natural_gradient(read, module, draw(N, 2), damping=0.01, damping_mode="absolute")
+    reference = dense({"r": lambda x: read(module, x)}, {"r": draw(N, 2)}, parameters(module))
+    assert_close(flat(d), reference.direction(0.01), 1e-7)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seng.errors import BatchError, OptionError, StateError
-from seng.func import NaturalGradient, StepResult, laplacian, natural_gradient
+from seng.func import NaturalGradient, NotFiniteError, StepResult, laplacian, natural_gradient
 from seng.func.config import Settings
 from seng.func.direction import Directions
 from seng.func.optimizer import BENT
@@ -81,7 +81,7 @@ def test_results_say_what_happened() -> None:
 
 
 def test_straight_step_follows_the_pure_function() -> None:
-    w, optimizer, (result,) = run(1, damping=0.2, acceleration=False, line_search="grid")
+    w, optimizer, (result,) = run(1, damping=0.2, acceleration=False, line_search="grid", scaling=False)
     d, info = natural_gradient(curve, START, X, damping=0.2)
     torch.testing.assert_close(w, START - result.length * d, rtol=SAME, atol=SAME)
     assert result.info == info
@@ -89,7 +89,7 @@ def test_straight_step_follows_the_pure_function() -> None:
 
 
 def test_momentum_keeps_the_last_step() -> None:
-    w, _, _ = run(2, momentum=0.6, lr=0.5, damping_rule="constant", acceleration=False)
+    w, _, _ = run(2, momentum=0.6, lr=0.5, damping_rule="constant", acceleration=False, scaling=False)
     first, _ = natural_gradient(curve, START, X)
     after = START - 0.5 * first
     second, _ = natural_gradient(curve, after, X, momentum=0.6, previous=0.5 * first)
@@ -241,6 +241,7 @@ def test_unsolvable_step_keeps_the_parameters() -> None:
     before = w.clone()
     with pytest.warns(UserWarning, match="step unsolved, parameters kept: .*no output depends on a parameter"):
         result = optimizer.step(X)
+    assert optimizer.damping == 0.1
     assert not result.accepted
     assert optimizer.counters["unsolved"] == 1
     assert torch.equal(w, before)
@@ -320,6 +321,8 @@ def _changed(**changes: Any) -> Any:
         (_changed(damping=math.nan), "damping cannot be read"),
         (_changed(damping=0.0), "damping cannot be read"),
         (_changed(counters={"accepted": 1}), "counters cannot be read"),
+        (_changed(largest=torch.zeros(3, dtype=DTYPE)), "norms cannot be read"),
+        (_changed(stuck=(1.0, math.nan)), "loss of a batch cannot be read"),
         (_changed(previous=torch.zeros(3, dtype=DTYPE)), "last direction cannot be read"),
         (_changed(previous=torch.zeros(2)), "last direction cannot be read"),
         (_changed(previous=torch.full((2,), math.nan, dtype=DTYPE)), "last direction cannot be read"),
@@ -331,7 +334,8 @@ def test_bad_state_is_refused_and_changes_nothing(spoil: Any, problem: str) -> N
     with pytest.raises(StateError, match=problem):
         optimizer.load_state_dict(spoil(state))
     after = optimizer.state_dict()
-    assert torch.equal(after.pop("previous"), state.pop("previous"))
+    for name in ("previous", "largest"):
+        assert torch.equal(after.pop(name), state.pop(name))
     assert after == state
 
 
@@ -420,3 +424,130 @@ def test_functions_that_are_none_are_refused(fn: Any, problem: str) -> None:
 def test_weights_of_unknown_terms_are_refused() -> None:
     with pytest.raises(OptionError, match=r"weights name no term: expected .*\['residual'\]"):
         natural_gradient(curve, START, X, weights={"boundary": 2.0})
+
+
+def _noted(weights: dict[str, Any]) -> float:
+    return natural_gradient({"a": curve}, START, {"a": X}, weights=weights)[1].loss
+
+
+def test_weights_may_be_tensors_and_change() -> None:
+    assert _noted({"a": torch.tensor(3.0)}) == pytest.approx(3 * _noted({}))
+    weights: dict[str, Any] = {"a": torch.tensor([1.0], requires_grad=True)}
+    optimizer = NaturalGradient(START.clone(), {"a": curve}, weights=weights)
+    before = optimizer.step({"a": X})
+    weights["a"] = 2
+    assert optimizer.step({"a": X}).loss == pytest.approx(2 * before.loss_after, rel=SAME)
+    weights["a"] = math.nan
+    with pytest.raises(OptionError, match=r"step\(\): weights out of range"):
+        optimizer.step({"a": X})
+    assert optimizer.steps == 2
+
+
+MODELS: dict[str, tuple[Any, list[float], list[float]]] = {  # residual, parameters, start
+    "decay": (lambda q, s: q[0] * (1 - torch.exp(-q[1] * s[0])) - s[1], [240.0, 5e-4], [500.0, 1e-4]),
+    "rational": (lambda q, s: q[0] * s[0] / (q[1] + s[0]) - s[1], [2.0e2, 6.0e1], [1.5e2, 1.0e2]),
+    "growth": (lambda q, s: q[0] / (1 + torch.exp(q[1] - q[2] * s[0])) - s[1], [70.0, 2.6, 0.07], [100.0, 1.0, 0.05]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("tree", [False, True])
+def test_steps_do_not_depend_on_units(name: str, tree: bool) -> None:
+    model, truth, start = MODELS[name]
+    x = torch.linspace(10, 90, 15, dtype=DTYPE)
+    y = torch.stack([-model(torch.tensor(truth, dtype=DTYPE), (xi, torch.zeros((), dtype=DTYPE))) for xi in x]).neg()
+    found = []
+    for units in (
+        torch.ones(len(start), dtype=DTYPE),
+        torch.tensor(start, dtype=DTYPE),
+        10.0 ** draw(len(start)) * 1e3,
+    ):
+        q = torch.tensor(start, dtype=DTYPE) / units
+        params: Any = list(q) if tree else q
+        flatten = (lambda p: torch.stack(p)) if tree else (lambda p: p)
+        optimizer = NaturalGradient(params, lambda p, s: model(flatten(p) * units, s))  # noqa: B023
+        for _ in range(8):
+            optimizer.step((x, y + 0.01 * torch.sin(x)))
+        found.append(flatten(params) * units)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-7, atol=0)
+
+
+def test_coefficient_beside_a_network_has_a_unit_of_its_own() -> None:
+    found = []
+    for unit in (1.0, 1e-6):
+        net = network(width=8)
+        net.register_parameter("rate", nn.Parameter(torch.tensor(0.5 / unit, dtype=DTYPE)))
+        optimizer = NaturalGradient(net, lambda u, x: u(x) * (1 + u.rate * unit) - x.prod())  # noqa: B023
+        for _ in range(5):
+            optimizer.step(draw(30, 2))
+        found.append(flat(net.parameters())[1:])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
+
+
+def test_weights_of_a_network_are_not_scaled_one_by_one() -> None:
+    pairs = []
+    for scaling in (True, False):
+        net = network(width=8)
+        optimizer = NaturalGradient(net, poisson, scaling=scaling)
+        pairs.append([optimizer.step(draw(30, 2)).loss_after for _ in range(3)])
+    assert pairs[0] == pytest.approx(pairs[1], rel=1e-9)
+
+
+def test_fitted_data_are_reported_and_new_data_start_anew() -> None:
+    old, new = 2 * torch.exp(-X), 3 * torch.exp(-2 * X)
+    fit: Any = lambda q, s: q[0] * torch.exp(q[1] * s[0]) - s[1]  # noqa: E731
+    w = torch.tensor([1.0, 0.0], dtype=DTYPE)
+    optimizer = NaturalGradient(w, fit)
+    results = [optimizer.step((X, old)) for _ in range(60)]
+    assert not results[0].converged
+    assert results[-1].converged
+    assert optimizer.counters["converged"] > 0
+    assert max(result.damping for result in results) < 1e6
+    after = [optimizer.step((X, new)).loss_after for _ in range(6)]
+    assert after[-1] < 1e-20  # from a damping of 100, where the last data ended, it takes twelve
+
+
+def test_loss_of_zero_is_converged() -> None:
+    w = torch.zeros(2, dtype=DTYPE)
+    result = NaturalGradient(w, lambda w, x: w.square().sum() * x).step(X)
+    assert result.converged
+    assert not result.accepted
+    assert result.reason == "the loss is 0"
+
+
+def test_single_precision_says_that_it_is_at_its_end() -> None:
+    w = torch.tensor([1.0, 0.0])
+    optimizer = NaturalGradient(w, curve)
+    with pytest.warns(UserWarning, match="within its rounding. float64 goes further"):
+        results = [optimizer.step(X.float()) for _ in range(60)]
+    assert results[-1].converged
+    assert max(result.damping for result in results) < 1e4
+
+
+def test_run_that_is_stuck_resumes_bit_for_bit() -> None:
+    w, optimizer, _ = run(60)
+    twin = w.clone()
+    resumed = NaturalGradient(twin, curve)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert optimizer.state_dict()["stuck"] is not None
+    for k in range(3):
+        assert resumed.step(X + 0.1 * k) == optimizer.step(X + 0.1 * k)
+
+
+def test_derivative_that_is_not_finite_is_named_with_its_term() -> None:
+    terms: Any = {"good": lambda q, x: q[0] - x, "bad": lambda q, x: (q[0] ** 2 + q[1] ** 2).sqrt() - x}
+    batch = {"good": X, "bad": X}
+    with pytest.raises(NotFiniteError, match="derivatives of 'bad' are not finite"):
+        natural_gradient(terms, torch.zeros(2, dtype=DTYPE), batch)
+    optimizer = NaturalGradient(torch.zeros(2, dtype=DTYPE), terms)
+    with pytest.warns(UserWarning, match="step skipped, parameters kept: .*derivatives of 'bad'"):
+        assert not optimizer.step(batch).accepted
+    assert optimizer.damping == 0.1
+
+
+def test_term_whose_rows_are_zero_is_warned_of() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).to(DTYPE)
+    terms: Any = {"inside": lambda u, x: laplacian(u, x) - 1, "edge": lambda u, x: u(x)}
+    with pytest.warns(UserWarning, match="no output of 'inside' depends on a parameter.*ReLU"):
+        natural_gradient(terms, net, {"inside": draw(4, 2), "edge": draw(4, 2)})

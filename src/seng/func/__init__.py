@@ -21,11 +21,11 @@ f, r = sqrt(w_t / n_t)), ``sampled``, of a classifier's losses at labels drawn f
 from .config import Settings
 from .damping import DAMPING_RULES
 from .derivatives import Taylor, gradient, laplacian, partial, taylor
-from .direction import Info, SingularError, natural_gradient
+from .direction import Info, natural_gradient
 from .fishers import FISHERS, Fisher
 from .linesearch import LINE_SEARCHES
 from .optimizer import NaturalGradient, StepResult
-from .problem import NotFiniteError
+from .problem import NotFiniteError, SingularError
 from .ranks import RANKS, Ranks
 from .solvers import SOLVERS, Solver
 from .verify import verify

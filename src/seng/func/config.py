@@ -11,9 +11,6 @@ from typing import Any
 import torch
 
 from ..errors import OptionError, choose
-from .fishers import FISHERS
-from .ranks import RANKS
-from .solvers import SOLVERS
 
 MODES = {"relative": True, "absolute": False}
 
@@ -23,7 +20,8 @@ class Settings:
     """How a direction is computed.
 
     Args:
-        weights: Weight (> 0) of each term of the loss by name; terms left out weigh 1.
+        weights: Weight (> 0) of each term of the loss by name, a number or a tensor of one; terms left out weigh 1.
+            They are read at every step, so that they may change.
         fisher: Name in ``seng.func.FISHERS``: what the rows are.
         damping_mode: "relative": lambda = damping * trace(K) / n. "absolute": lambda = damping.
         per_sample: Whether the residual function takes one sample. Otherwise it takes the whole batch.
@@ -41,7 +39,7 @@ class Settings:
         OptionError: A value is of the wrong type or out of range.
     """
 
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float | torch.Tensor] | None = None
     fisher: str = "gauss_newton"
     damping_mode: str = "relative"
     per_sample: bool = True
@@ -56,8 +54,8 @@ class Settings:
     seed: int = 0
 
     @classmethod
-    def build(cls, call: str, given: dict[str, Any]) -> Settings:
-        """Return validated settings."""
+    def build(cls, call: str, given: dict[str, Any], tables: Mapping[str, Mapping[str, Any]] | None = None) -> Settings:
+        """Return validated settings; ``tables`` has the choices of those that are names."""
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
@@ -65,6 +63,8 @@ class Settings:
                 fix = f"Did you mean {close[0]!r}" if close else "Remove it"
                 raise OptionError(call, "unknown option", expected="one of " + ", ".join(known), got=name, fix=fix)
         settings = cls(**given)
+        for name, table in {"damping_mode": MODES, **(tables or {})}.items():
+            choose(table, getattr(settings, name), call=call, option=name)
         settings.validate(call)
         return settings
 
@@ -73,11 +73,7 @@ class Settings:
         return replace(self, **changes)
 
     def validate(self, call: str) -> None:
-        """Raise OptionError at the first value that is out of range."""
-        choose(FISHERS, self.fisher, call=call, option="fisher")
-        choose(SOLVERS, self.solver, call=call, option="solver")
-        choose(MODES, self.damping_mode, call=call, option="damping_mode")
-        choose({"auto": None, **RANKS}, self.distributed, call=call, option="distributed")
+        """Raise OptionError at the first number that is out of range."""
         for name, least in (("rank", 1), ("iterations", 0), ("memory", 1), ("seed", 0)):
             value = getattr(self, name)
             good = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -88,10 +84,7 @@ class Settings:
             value = getattr(self, name)
             good = value in (torch.float32, torch.float64) or (value is None and name == "row_dtype")
             require(call, name, value, good, "torch.float32 or torch.float64")
-        good = self.weights is None or (
-            isinstance(self.weights, Mapping) and all(map(_positive, self.weights.values()))
-        )
-        require(call, "weights", self.weights, good, "positive numbers by name of a term, or None")
+        weights_of(call, self.weights)
 
 
 def require(call: str, name: str, value: object, good: bool, expected: str) -> None:
@@ -110,5 +103,24 @@ def require_number(
     require(call, name, value, good, text)
 
 
-def _positive(value: object) -> bool:
+def weights_of(call: str, weights: Any) -> dict[str, float]:
+    """Return weights as plain numbers, as they are now.
+
+    Raises:
+        OptionError: They are no positive numbers, or tensors of one, by name.
+    """
+    named = {} if weights is None else weights
+    good = isinstance(named, Mapping) and all(map(_positive, named.values()))
+    require(call, "weights", weights, good, "positive numbers, or tensors of one, by name of a term, or None")
+    return {name: float(_plain(weight)) for name, weight in named.items()}
+
+
+def _positive(value: Any) -> bool:
+    if isinstance(value, torch.Tensor) and (value.numel() != 1 or value.is_complex() or value.dtype == torch.bool):
+        return False
+    value = _plain(value)
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+
+
+def _plain(value: Any) -> Any:
+    return value.detach().item() if isinstance(value, torch.Tensor) else value

@@ -9,16 +9,21 @@ second derivatives are silently wrong that way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import jacrev, jvp, vmap
+from torch.nn.modules.module import _has_any_global_hook
 
-from .trees import BoundModule
+from .trees import BoundModule, with_parameters
 
 Function = Callable[[Tensor], Tensor]
 
@@ -53,8 +58,10 @@ def taylor(
     reverse mode, an output.
     Source: Li et al., "Forward Laplacian" (2023); Dangel et al., "Collapsing Taylor mode" (2025).
     """
+    if isinstance(f, BoundModule):
+        return with_parameters(f, lambda part: taylor(part, x, directions, sum_second=sum_second))
     along = torch.eye(len(x), dtype=x.dtype, device=x.device) if directions is None else directions
-    layers = _chain(f)
+    layers = _chain(f) if _sweeping.get() else None
     if layers is None:
         return _by_reverse_mode(f, x, along, sum_second)
     zero = x.new_zeros(1 if sum_second else len(along), len(x))
@@ -68,7 +75,7 @@ def laplacian(f: Function, x: Float[Tensor, " d"]) -> Tensor:
 
 def gradient(f: Function, x: Float[Tensor, " d"]) -> Tensor:
     """Return first derivatives along all axes, [*out, d]. Cost: a reverse pass an output."""
-    return jacrev(f)(x)  # pyright: ignore[reportReturnType]
+    return jacrev(_on_a_copy(f))(x)  # pyright: ignore[reportReturnType]
 
 
 def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
@@ -79,40 +86,99 @@ def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
     if not axes:
         return f(x)
     first, *others = axes
+    if others:
+        _warn_of_kinks(f)
     of: Function = lambda y: gradient(f, y)[..., first]  # noqa: E731
     for axis in others:
         of = _along(of, torch.eye(len(x), dtype=x.dtype, device=x.device)[axis])
     return of(x)
 
 
+@contextmanager
+def nested_differentiation() -> Iterator[None]:
+    """Let ``taylor`` and ``laplacian`` do without the sweep, so that it can be compared with."""
+    token = _sweeping.set(False)
+    try:
+        yield
+    finally:
+        _sweeping.reset(token)
+
+
+_sweeping = ContextVar("sweeping", default=True)
+
+
 def _along(f: Function, e: Tensor) -> Function:
     return lambda x: jvp(f, (x,), (e,))[1]
 
 
+def _on_a_copy(f: Function) -> Function:
+    """Return f without its right to change the point in place, as a first layer may."""
+    return lambda x: f(x.clone())
+
+
 def _by_reverse_mode(f: Function, x: Tensor, along: Tensor, sum_second: bool) -> Taylor:
-    slopes, bends = vmap(lambda e: jvp(lambda y: gradient(f, y), (x,), (e,))[:2])(along)
-    first, second = (torch.einsum("k...d,kd->k...", t, along) for t in (slopes, bends))
-    return Taylor(f(x), first, second.sum(0, keepdim=True) if sum_second else second)
+    """Differentiate forward over reverse mode, from a single call of f: what it draws at random is drawn once."""
+    _warn_of_kinks(f)
+
+    def twice(x: Tensor) -> tuple[Tensor, Tensor]:
+        value = f(x.clone())
+        return value, value
+
+    # batched like x, e can be changed in place, as activations may
+    of = lambda x, e: jvp(jacrev(twice, has_aux=True), (x,), (e + torch.zeros_like(x),))[:2]  # noqa: E731
+    (_, value), (bends, first) = vmap(of, randomness="same")(x.expand(len(along), -1), along)
+    second = torch.einsum("k...d,kd->k...", bends, along)
+    return Taylor(value[0], first, second.sum(0, keepdim=True) if sum_second else second)
+
+
+def _warn_of_kinks(f: Function) -> None:
+    """Warn of activations that have no second derivative."""
+    modules = with_parameters(f, lambda part: [*part.modules()]) if isinstance(f, BoundModule) else ()
+    modules = [*f.modules()] if isinstance(f, nn.Module) else modules
+    kinds = sorted({type(module).__name__ for module in modules if isinstance(module, PIECEWISE_LINEAR)})
+    if kinds:
+        text = f"second derivatives of {', '.join(kinds)} are 0: use smooth activations, such as Tanh, in their place"
+        warnings.warn(text, stacklevel=4)
+
+
+PIECEWISE_LINEAR = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink, nn.Threshold,
+)  # fmt: skip
 
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
 
 
-def _chain(f: Function) -> list[Callable[[Taylor], Taylor]] | None:
-    """Return f as a chain of rules, or None where it is something else."""
-    module, given = (f.module, f.parameters) if isinstance(f, BoundModule) else (f, {})
-    if not isinstance(module, nn.Sequential):
+def _chain(f: Any) -> list[Callable[[Taylor], Taylor]] | None:
+    """Return f as a chain of rules, or None where it may compute anything else."""
+    if not _computes_what_its_class_says(f):
         return None
-    rules = []
-    for name, layer in module.named_children():
-        if type(layer) is nn.Linear:
-            own = {key: given.get(f"{name}.{key}", value) for key, value in layer.named_parameters()}
-            rules.append(_linear(own["weight"], own.get("bias")))
-        elif type(layer) in SMOOTH:
-            rules.append(_elementwise(SMOOTH[type(layer)] or _by_forward_mode(layer)))
-        else:
+    if type(f) is nn.Linear:
+        return [_linear(f.weight, f.bias)]
+    if type(f) in SMOOTH:
+        rule = SMOOTH[type(f)]
+        if rule is not None and any(True for _ in f.parameters()):
             return None
-    return rules
+        return [_elementwise(rule or _by_forward_mode(f))]
+    if type(f) is not nn.Sequential:
+        return None
+    parts = [_chain(part) for part in f]
+    return None if None in parts else [rule for part in parts for rule in part or []]
+
+
+def _computes_what_its_class_says(module: Any) -> bool:
+    """Whether no hook and no method replaced on the instance can change what a module computes."""
+    if not isinstance(module, nn.Module) or _has_any_global_hook():
+        return False
+    kind = type(module)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    replaced = any(callable(getattr(kind, name, None)) for name in vars(module))
+    return not any(hooks) and not replaced and kind.forward is FORWARDS.get(kind, kind.forward)
+
+
+FORWARDS: dict[type[nn.Module], Any] = {
+    kind: kind.forward for kind in (nn.Sequential, nn.Linear, nn.Tanh)
+}  # as torch has them
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> Callable[[Taylor], Taylor]:
@@ -147,7 +213,7 @@ def _tanh(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _by_forward_mode(layer: nn.Module) -> Derivatives:
     def derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ones = torch.ones_like(z)
-        once = lambda y: jvp(layer, (y,), (ones,))  # noqa: E731
+        once = lambda y: jvp(_on_a_copy(layer), (y,), (ones,))  # noqa: E731
         (value, slope), (_, bend) = jvp(once, (z,), (ones,))[:2]
         return value, slope, bend
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import OptionError, SengError
+from ..errors import OptionError
 from ..solve import FactorisationError
-from .config import Settings, require_number
-from .problem import Linearisation, Path, Problem, problem_of
-from .solvers import SOLVERS, Damping, Solver
-from .trees import params_of
+from .config import require_number
+from .problem import Linearisation, Path, Problem, SingularError, problem_of, settings_of
+from .solvers import SOLVERS, Damping, LeastSquares, Solution, Solver
+from .trees import Params, params_of
 
+FEW = 32  # parameters, of which each is taken to have a unit of its own
 PROBE = 0.1  # step length of the difference for second derivatives; Source: Transtrum, Sethna (2012), section 4
-
-
-class SingularError(SengError):
-    """K + lambda I could not be factorised."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,11 @@ class Info:
     def predicted(self, length: float) -> float:
         """Return by how much the quadratic model falls over a step: length * g.d - length^2 |J d|^2 / 2."""
         return length * self.slope - length**2 * self.curvature / 2
+
+    def promised(self, longest: float) -> float:
+        """Return by how much it falls at best over a step of at most that length."""
+        best = self.slope / self.curvature if self.curvature > 0 else longest
+        return self.predicted(min(longest, best))
 
 
 def natural_gradient(
@@ -98,7 +100,7 @@ def natural_gradient(
         tensor([2., 3.], dtype=torch.float64)
     """
     call = "natural_gradient()"
-    chosen = Settings.build(call, settings)
+    chosen = settings_of(call, settings)
     require_number(call, "damping", damping, low=0.0)
     require_number(call, "momentum", momentum, low=0.0, below=1.0)
     layout = params_of(params, call)
@@ -117,15 +119,32 @@ class Directions:
     Args:
         problem: The loss and its parameters.
         losses: Its losses by term at the parameters.
+        largest: Largest norm of each column of J so far, [p], by which parameters are scaled; None: not at all.
+
+    Attributes:
+        largest: The same with the present norms, or None.
+        rounding: By how much the loss changes where each parameter changes by its last digit.
 
     Raises:
-        BatchError: Outputs are not finite.
+        NotFiniteError: Outputs or derivatives are not finite.
+        SingularError: All derivatives are 0.
     """
 
-    def __init__(self, problem: Problem, losses: Float[Tensor, " t"]):
+    def __init__(self, problem: Problem, losses: Float[Tensor, " t"], largest: Float[Tensor, " p"] | None = None):
         self._problem, self._losses, self._lin = problem, losses, problem.linearise()
-        exact = problem.settings.rank >= self._lin.rows.n
-        self._name = "exact" if exact else problem.settings.solver
+        rows, leaves = self._lin.rows, problem.params.values()
+        norms = rows.squares.sum(0).sqrt()
+        eps = torch.finfo(leaves[0].dtype).eps
+        last = eps * float((norms * torch.cat([leaf.reshape(-1) for leaf in leaves])).norm())
+        self.rounding = eps * abs(float(losses.sum())) + last * float(self._lin.r.norm()) + last**2 / 2
+        self.largest = None if largest is None else torch.maximum(largest, norms)
+        self._columns = torch.ones_like(norms) if self.largest is None else _scales(problem.params, self.largest)
+        if self.largest is not None:
+            rows = rows.scaled(self._columns)
+        rest = self._lin.rest
+        self._lin = replace(self._lin, rows=rows, rest=None if rest is None else rest * self._columns)
+        self._columns = self._columns.to(leaves[0])
+        self._name = "exact" if problem.settings.rank >= rows.n else problem.settings.solver
         self._solver: Solver | None = None
 
     def at(self, damping: float, start: Float[Tensor, " p"] | None) -> tuple[Float[Tensor, " p"], Info]:
@@ -138,14 +157,14 @@ class Directions:
         Raises:
             SingularError: K + lambda I could not be factorised.
         """
-        problem, lin = self._problem, self._lin
+        lin = self._lin
         solver = self._damped(damping)
-        shift = _shift(lin, start, solver.damping)
-        rhs = lin.r if shift is None else lin.r - lin.rows.mv(shift).to(lin.r)
-        c = solver.solve(rhs)
-        d = lin.rows.rmv(c).to(problem.params.leaves[0].dtype)
-        d = d if shift is None else d + shift
-        return d, _info(problem, self._losses, lin, solver, rhs, c, d)
+        s = None if start is None else start / self._columns
+        r = lin.r if s is None else lin.r - lin.rows.mv(s).to(lin.r)
+        solution = solver.direction(r, lin.rest)
+        scaled = solution.d if s is None else solution.d + s
+        d = (scaled * self._columns).to(self._columns.dtype)
+        return d, _info(self._problem, self._losses, lin, solver, solution, scaled, float(d.norm()))
 
     def bend(self, d: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """Return b of the path parameters - t d - t^2 b, which follows the residuals' curvature along d.
@@ -160,8 +179,29 @@ class Directions:
         assert self._solver is not None
         lin, params = self._lin, self._problem.params
         there = self._problem.residuals(Path(d).at(PROBE, params))
-        second = 2 / PROBE * ((there - lin.r) / PROBE + lin.rows.mv(d).to(lin.r))
-        return lin.rows.rmv(self._solver.solve(second)).to(d) / 2
+        second = 2 / PROBE * ((there - lin.r) / PROBE + lin.rows.mv(d / self._columns).to(lin.r))
+        return self._solver.direction(second).d.to(d) * self._columns / 2
+
+    def norm(self, d: Float[Tensor, " p"]) -> float:
+        """Return the norm that the damping takes of a direction."""
+        return float((d / self._columns).norm())
+
+    def _solved(self, asked: Damping) -> Solver:
+        """Return the solver with a damping: from J for few parameters, from K where their columns depend on others."""
+        rows, settings = self._lin.rows, self._problem.settings
+        if self._solver is not None and not isinstance(self._solver, LeastSquares):
+            self._solver.damp(asked)
+            return self._solver
+        generator = self._problem.generator(self._name)
+        if self._name == "exact" and rows.params.size < rows.n:
+            try:
+                if self._solver is None:
+                    return LeastSquares(rows, asked, settings, generator)
+                self._solver.damp(asked)
+                return self._solver
+            except FactorisationError:
+                pass
+        return SOLVERS[self._name](rows, asked, settings, generator)
 
     def _damped(self, damping: float) -> Solver:
         """Return the solver with a damping."""
@@ -173,11 +213,7 @@ class Directions:
             )  # fmt: skip
         asked = Damping(damping, problem.settings.damping_mode == "relative")
         try:
-            if self._solver is None:
-                generator = problem.generator(self._name)
-                self._solver = SOLVERS[self._name](lin.rows, asked, problem.settings, generator)
-            else:
-                self._solver.damp(asked)
+            self._solver = self._solved(asked)
         except FactorisationError as error:
             raise SingularError(
                 problem.call, "the system has no solution", expected="K + lambda I positive definite", got=str(error),
@@ -186,26 +222,42 @@ class Directions:
         return self._solver
 
 
-def _shift(lin: Linearisation, start: Tensor | None, damping: float) -> Tensor | None:
-    """Return s: momentum, and rest / lambda where a part of the gradient lies outside of the rows."""
-    if lin.rest is None:
-        return start
-    return lin.rest / damping if start is None else lin.rest / damping + start
+def _scales(params: Params, largest: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+    """Return the unit that each parameter is measured in: one over the norm of its column, where it has its own.
+
+    Each of a few parameters has a unit of its own, and so has a number beside many others, as a coefficient is beside a
+    network. Weights of a network share one: scaled one by one, those that hardly matter would move far.
+
+    Source: Moré, "The Levenberg-Marquardt algorithm" (1978), section 6.
+    """
+    few = params.size <= FEW
+    own = torch.cat(
+        [largest.new_full((leaf.numel(),), few or leaf.dim() == 0, dtype=torch.bool) for leaf in params.leaves]
+    )
+    shared = 1.0 if few else largest[~own].square().mean().sqrt()
+    return torch.where(own & (largest > 0), shared / largest, 1.0)
 
 
 def _info(
-    problem: Problem, losses: Tensor, lin: Linearisation, solver: Solver, rhs: Tensor, c: Tensor, d: Tensor
+    problem: Problem, losses: Tensor, lin: Linearisation, solver: Solver, solution: Solution, d: Tensor, norm: float
 ) -> Info:
-    image = lin.rows.mv(d).to(c)
-    error = image + solver.damping * c - lin.r  # K c + lambda c - rhs, as J d = J s + K c
+    rows, rest = lin.rows, 0.0 if lin.rest is None else lin.rest
+    image = rows.mv(d).to(lin.r)
+    if solution.c is None:
+        size = rows.rmv(solution.rhs) + rest
+        left = rows.rmv(lin.r - image) + rest - solver.damping * solution.d
+    else:
+        size = solution.rhs
+        left = image + solver.damping * solution.c - lin.r  # K c + lambda c - rhs, as J d = J (d - J^T c) + K c
     slope = torch.dot(lin.r, image)
     if lin.rest is not None:
-        slope = slope + torch.dot(lin.rest, d).to(slope)
-    norms = [torch.dot(image, image), d.norm().to(c), error.norm() / rhs.norm().clamp(min=torch.finfo(c.dtype).tiny)]
-    numbers = torch.stack([losses.sum().to(c), slope, *norms]).tolist()
+        slope = slope + torch.dot(lin.rest, d.to(lin.rest)).to(slope)
+    error = (left.norm() / size.norm().clamp(min=torch.finfo(size.dtype).tiny)).to(slope)
+    loss, slope, curvature, error = torch.stack(
+        [losses.sum().to(slope), slope, torch.dot(image, image), error]
+    ).tolist()  # fmt: skip
     by_term = dict(zip((term.name for term in problem.terms), losses.tolist(), strict=True))
-    loss, slope, curvature, norm, error = numbers
-    return Info(loss, by_term, lin.rows.n, solver.trace, solver.damping, slope, curvature, norm, error, solver.rungs)
+    return Info(loss, by_term, rows.n, rows.trace, solver.damping, slope, curvature, norm, error, solver.rungs)
 
 
 def _flat(tree: Any, like: Any, call: str) -> Tensor:

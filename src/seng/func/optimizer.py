@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from math import isclose, isfinite
 from typing import Any
 
 import torch
@@ -11,17 +12,19 @@ from torch import Tensor
 
 from ..errors import OptionError, choose
 from ..schedules import Schedule, value_at
-from .config import Settings, require, require_number
+from .config import require, require_number
 from .damping import DAMPING_RULES
-from .direction import Directions, Info, SingularError
+from .direction import Directions, Info
 from .linesearch import LINE_SEARCHES
-from .problem import NotFiniteError, Path, Problem, problem_of
+from .problem import NotFiniteError, Path, Problem, SingularError, problem_of, settings_of
 from .state import Held, read, write
 from .trees import params_of
 
 ATTEMPTS = 8  # dampings tried at a step: each is four times the last, so thousands of times the first
 BENT = 0.75  # most that 2 |b| may be of |d| along a path. Source: Transtrum, Sethna (2012), section 4
-EVENTS = ("accepted", "rejected", "skipped", "unsolved", "jittered")
+EVENTS = ("accepted", "rejected", "skipped", "unsolved", "jittered", "converged")
+NEW = 1e-3  # relative change of the loss at the same parameters by which a new batch is known
+WITHIN_ROUNDING = "the fall of the loss that is promised is within its rounding"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class StepResult:
         length: Step length, 0 where the parameters did not move.
         gain_ratio: Fall of the loss over the fall the quadratic model promised, or None without a step.
         info: What is known about the direction, or None where there was none.
+        converged: Whether no direction promises that the loss falls by more than its rounding.
     """
 
     step: int
@@ -51,6 +55,7 @@ class StepResult:
     length: float
     gain_ratio: float | None
     info: Info | None
+    converged: bool = False
 
 
 class NaturalGradient:
@@ -73,6 +78,8 @@ class NaturalGradient:
         momentum: Number >= 0 and < 1: how much of the last step is kept where the rows say nothing.
         acceleration: Whether paths bend; only those of fisher="gauss_newton" do.
         line_search: Name in ``seng.func.LINE_SEARCHES``.
+        scaling: Whether steps are to be the same in whatever units parameters are given: up to 32 parameters, or single
+            numbers (tensors without dimensions) beside more of them. With relative damping only.
         **settings: See ``seng.func.Settings``.
 
     Attributes:
@@ -101,12 +108,13 @@ class NaturalGradient:
     def __init__(
         self, params: Any, residual_fn: Any, *, lr: float = 1.0, damping: Schedule[float] = 0.1,
         damping_rule: str = "nielsen", momentum: float = 0.0, acceleration: bool = True, line_search: str = "none",
-        **settings: Any,
+        scaling: bool = True, **settings: Any,
     ):  # fmt: skip
         call = "NaturalGradient()"
         require_number(call, "lr", lr, low=0.0, open_low=True)
         require_number(call, "momentum", momentum, low=0.0, below=1.0)
         require(call, "acceleration", acceleration, isinstance(acceleration, bool), "True or False")
+        require(call, "scaling", scaling, isinstance(scaling, bool), "True or False")
         self._rule = choose(DAMPING_RULES, damping_rule, call=call, option="damping_rule")
         self._search = choose(LINE_SEARCHES, line_search, call=call, option="line_search")
         if callable(damping) and damping_rule != "constant":
@@ -116,13 +124,17 @@ class NaturalGradient:
             )  # fmt: skip
         require_number(call, "damping", value_at(damping, 0), low=0.0, open_low=True)
         self.params, self.residual_fn, self.lr, self.momentum = params, residual_fn, lr, momentum
-        self.settings = Settings.build(call, settings)
+        self.settings = settings_of(call, settings)
         self.acceleration = acceleration and self.settings.fisher == "gauss_newton"
         self._layout, self._given = params_of(params, call), damping
         self._always = damping_rule == "constant" and line_search == "none"
         self.steps, self.damping = 0, value_at(damping, 0)
         self.counters: dict[str, int] = dict.fromkeys(EVENTS, 0)
         self._previous: Tensor | None = None
+        leaf = self._layout.leaves[0]
+        zeros = torch.zeros(self._layout.size, dtype=torch.float64, device=leaf.device)
+        self._largest = zeros if scaling and self.settings.damping_mode == "relative" else None
+        self._stuck: tuple[float, float] | None = None  # loss of the batch that no step lowers, damping for a new one
 
     @torch.no_grad()
     def step(self, batch: Any) -> StepResult:
@@ -141,18 +153,30 @@ class NaturalGradient:
         problem = problem_of(self.residual_fn, self._layout, batch, self.settings, self.steps, "step()")
         losses = problem.losses(self._layout.values())
         loss = losses.sum().item()
+        if self._stuck is not None and isfinite(loss) and not isclose(loss, self._stuck[0], rel_tol=NEW):
+            self.damping, self._stuck = self._stuck[1], None
         self._follow_schedule()
+        self.steps += 1
+        if loss == 0 and self.settings.fisher == "gauss_newton":
+            self._count(converged=True)
+            return self._stay("rejected", "the loss is 0", loss, self.damping, converged=True)
         try:
-            return self._try(problem, Directions(problem, losses), loss)
-        except NotFiniteError as error:
-            return self._stay("skipped", str(error), loss)
-        except SingularError as error:
-            return self._stay("unsolved", str(error), loss)
+            directions = Directions(problem, losses, self._largest)
+        except (NotFiniteError, SingularError) as error:
+            event = "skipped" if isinstance(error, NotFiniteError) else "unsolved"
+            return self._stay(event, str(error), loss, self.damping)
+        self._largest = directions.largest
+        return self._try(problem, directions, loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values: with the parameters, all that a run needs to go on bit for bit."""
-        held = Held(self.steps, float(self.damping), self.settings.seed, dict(self.counters), self._previous)
-        return write(held, self._layout)
+        return write(
+            Held(
+                self.steps, float(self.damping), self.settings.seed, dict(self.counters), self._previous, self._largest,
+                self._stuck,
+            ),
+            self._layout,
+        )  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken. Parameters are the caller's to restore.
@@ -162,7 +186,7 @@ class NaturalGradient:
         """
         held = read(state, self._layout, set(self.counters))
         self.steps, self.damping, self._previous = held.step, held.damping, held.previous
-        self.counters = held.counters
+        self.counters, self._largest, self._stuck = held.counters, held.largest, held.stuck
         self.settings = self.settings.with_(seed=held.seed)
 
     def _follow_schedule(self) -> None:
@@ -171,27 +195,39 @@ class NaturalGradient:
             require_number("step()", "damping", self.damping, low=0.0, open_low=True)
 
     def _try(self, problem: Problem, directions: Directions, loss: float) -> StepResult:
-        """Try one damping after another, until a step lowers the loss."""
-        jittered, attempt, info = False, 0, None
+        """Try one damping after another, until a step lowers the loss or none can."""
+        damping, jittered, converged, attempt, info = float(self.damping), False, False, 0, None
         for attempt in range(1, ATTEMPTS + 1):
             start = None if self._previous is None or not self.momentum else self.momentum * self._previous
-            d, info = directions.at(float(self.damping), start)
+            try:
+                d, info = directions.at(damping, start)
+            except SingularError as error:
+                self.damping = self._rule(damping, None)
+                return self._stay("unsolved", str(error), loss, damping, attempt, info)
             jittered |= info.rungs > 0
+            converged = not info.promised(self.lr) > directions.rounding
             path = Path(d, directions.bend(d) if self.acceleration else None)
-            length, after = self._length(problem, path, info)
+            length, after = self._length(problem, directions, path, info)
             if length:
-                self.counters["jittered"] += jittered
-                return self._move(path, length, after, info, attempt)
-            raised = self._rule(self.damping, None)
-            if attempt == ATTEMPTS or raised == self.damping:
+                self._count(jittered=jittered, converged=converged)
+                return self._move(path, length, after, damping, attempt, info, converged)
+            raised = self._rule(damping, None)
+            if converged or attempt == ATTEMPTS or raised == damping:
                 break
-            self.damping, self._previous = raised, None
-        self.counters["jittered"] += jittered
-        return self._stay("rejected", "no step length lowers the loss", loss, info, attempt)
+            damping, self._previous = raised, None
+        initial = value_at(self._given, 0)
+        anew = (loss, initial if converged else max(initial, self._rule(self.damping, None)))
+        self._stuck = anew if converged else self._stuck or anew
+        self.damping = self.damping if converged else self._rule(damping, None)
+        reason = WITHIN_ROUNDING if converged else "no step length lowers the loss"
+        if converged and not self.counters["converged"] and self._layout.leaves[0].dtype != torch.float64:
+            warnings.warn(f"step rejected, parameters kept: {reason}. float64 goes further.", stacklevel=3)
+        self._count(jittered=jittered, converged=converged)
+        return self._stay("rejected", reason, loss, damping, attempt, info, converged)
 
-    def _length(self, problem: Problem, path: Path, info: Info) -> tuple[float, float]:
+    def _length(self, problem: Problem, directions: Directions, path: Path, info: Info) -> tuple[float, float]:
         """Return the step length, 0 where there is none, and the loss there."""
-        if path.bend is not None and not 2 * float(path.bend.norm()) <= BENT * info.direction_norm:
+        if path.bend is not None and not 2 * directions.norm(path.bend) <= BENT * directions.norm(path.d):
             if not self._always:
                 return 0.0, info.loss
             path = Path(path.d)
@@ -200,25 +236,33 @@ class NaturalGradient:
         )
         return (length, after) if after < info.loss or (self._always and length) else (0.0, info.loss)
 
-    def _move(self, path: Path, length: float, after: float, info: Info, attempts: int) -> StepResult:
-        damping, promised = self.damping, info.predicted(length)
+    def _move(
+        self, path: Path, length: float, after: float, damping: float, attempts: int, info: Info, converged: bool
+    ) -> StepResult:  # fmt: skip
+        promised = info.predicted(length)
         self._layout.write(path.at(length, self._layout))
         self._previous = path.step(length)
+        self._stuck = (after, value_at(self._given, 0)) if converged else None
         ratio = (info.loss - after) / promised if promised else 0.0
-        self.damping = self._rule(self.damping, ratio)
+        self.damping = damping if converged else self._rule(damping, ratio)
+        self._count(accepted=True)
         return StepResult(
-            self._count("accepted"), True, "", info.loss, after, damping, attempts, length, ratio, info
+            self.steps - 1, True, "", info.loss, after, damping, attempts, length, ratio, info, converged
         )  # fmt: skip
 
-    def _stay(self, event: str, reason: str, loss: float, info: Info | None = None, attempts: int = 1) -> StepResult:
-        damping = self.damping
+    def _stay(
+        self, event: str, reason: str, loss: float, damping: float, attempts: int = 1, info: Info | None = None,
+        converged: bool = False,
+    ) -> StepResult:  # fmt: skip
         if not self.counters[event] and event != "rejected":
             warnings.warn(f"step {event}, parameters kept: {reason}", stacklevel=4)
-        if event != "skipped":  # the batch says nothing about the damping where it is not finite
-            self.damping, self._previous = self._rule(self.damping, None), None
-        return StepResult(self._count(event), False, reason, loss, loss, damping, attempts, 0.0, None, info)
+        if event != "skipped":  # the batch says nothing where it is not finite
+            self._previous = None
+        self._count(**{event: True})
+        return StepResult(
+            self.steps - 1, False, reason, loss, loss, damping, attempts, 0.0, None, info, converged
+        )  # fmt: skip
 
-    def _count(self, event: str) -> int:
-        self.counters[event] += 1
-        self.steps += 1
-        return self.steps - 1
+    def _count(self, **events: bool) -> None:
+        for event, happened in events.items():
+            self.counters[event] += happened

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -10,14 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..errors import BatchError
+from ..errors import BatchError, SengError
 from ..sketch import generator_for
 from .config import Settings
 from .fishers import FISHERS, Fisher
-from .ranks import Ranks, ranks_for
+from .ranks import RANKS, Ranks, ranks_for
 from .rows import COPIES, Rows, rows_of
+from .solvers import SOLVERS
 from .terms import Term, loss_gradient, losses_of, shared, terms_of, values_of
 from .trees import Leaves, Params
+
+KINKS = "Second derivatives of ReLU, and of all that is piecewise linear, are 0"
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ class Problem:
         """Return rows and gradient.
 
         Raises:
-            BatchError: An output is not finite.
+            NotFiniteError: An output or a derivative is not finite.
+            SingularError: All derivatives are 0.
             MemoryBudgetError: One sample's rows do not fit the memory.
         """
         params, settings = self.params, self.settings
@@ -129,6 +135,7 @@ class Problem:
         dtype = settings.row_dtype or leaves[0].dtype
         itemsize = max(dtype.itemsize, settings.solve_dtype.itemsize)
         rows = rows_of(terms, counts, scales, params, dtype, itemsize, settings.memory, self.ranks, self.call)
+        self._require_derivatives(rows)
         coefficients = [self.fisher.coefficients(value) for value in values]
         known = [c * scale for c, scale in zip(coefficients, scales, strict=True) if c is not None]
         r = torch.cat(known or [torch.zeros_like(value) for value in values]).to(settings.solve_dtype)
@@ -157,9 +164,41 @@ class Problem:
                 fix="Look at those samples, or at the parameters",
             )  # fmt: skip
 
+    def _require_derivatives(self, rows: Rows) -> None:
+        """Raise NotFiniteError or SingularError at rows that give no direction; warn of a term whose rows are all 0."""
+        sums = dict(zip((term.name for term in self.terms), rows.squares.sum(1).tolist(), strict=True))
+        bad = [name for name, total in sums.items() if not isfinite(total)]
+        if bad:
+            raise NotFiniteError(
+                self.call, f"derivatives of {', '.join(map(repr, bad))} are not finite",
+                expected="finite derivatives of each residual in each parameter", got=bad,
+                fix="Look for sqrt, norm or division at 0 in them, or at the parameters",
+            )  # fmt: skip
+        flat = [name for name, total in sums.items() if total == 0]
+        if len(flat) == len(sums):
+            raise SingularError(
+                self.call, "no output depends on a parameter", expected="a row that is not 0", got=f"rows of 0: {flat}",
+                fix=f"Use the parameters in the residuals. {KINKS}",
+            )  # fmt: skip
+        for name in flat:
+            warnings.warn(f"no output of {name!r} depends on a parameter: all its rows are 0. {KINKS}.", stacklevel=2)
+
 
 class NotFiniteError(BatchError):
-    """Residuals or losses of a batch are not finite; ``got`` counts them by term."""
+    """Residuals, losses or derivatives of a batch are not finite; ``got`` says of which terms."""
+
+
+class SingularError(SengError):
+    """The system has no solution: all rows are 0, or K + lambda I could not be factorised."""
+
+
+def settings_of(call: str, given: dict[str, Any]) -> Settings:
+    """Return validated settings.
+
+    Raises:
+        OptionError: One is unknown, of the wrong type or out of range.
+    """
+    return Settings.build(call, given, {"fisher": FISHERS, "solver": SOLVERS, "distributed": {"auto": None, **RANKS}})
 
 
 def problem_of(residual_fn: Any, params: Params, batch: Any, settings: Settings, step: int, call: str) -> Problem:

@@ -8,7 +8,7 @@ them again, and products J v and J^T c never make them at all.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -55,6 +55,7 @@ class Rows:
         lengths: Rows of each rank.
         ranks: How ranks work together.
         hold: Whether all rows of this rank are kept once made.
+        columns: Factor of each parameter's column, or None for 1.
     """
 
     terms: list[Term]
@@ -66,6 +67,7 @@ class Rows:
     lengths: list[int]
     ranks: Ranks
     hold: bool
+    columns: Float[Tensor, " p"] | None = None
 
     @property
     def n(self) -> int:
@@ -88,6 +90,28 @@ class Rows:
             self._write(piece, held[piece.start : piece.stop])
         return held
 
+    @cached_property
+    def squares(self) -> Float[Tensor, "t p"]:
+        """Squares of each term's columns, in float64. Cost: n p multiply-adds, and the rows where they are not held."""
+        total = self.leaves[0].new_zeros(len(self.terms), self.params.size, dtype=torch.float64)
+        for k, piece in enumerate(self.pieces):
+            total[piece.term] += torch.linalg.vector_norm(self.tile(k), dim=0, dtype=torch.float64).square()
+        return self.ranks.sum(total)
+
+    @cached_property
+    def trace(self) -> float:
+        """The sum of all squares, which is the trace of K."""
+        return float(self.squares.sum())
+
+    def scaled(self, columns: Float[Tensor, " p"]) -> Rows:
+        """Return the rows with each column times a factor. Held rows are scaled in place: do not use these any more."""
+        factors = columns.to(self.leaves[0])
+        rows = replace(self, columns=factors)
+        rows.__dict__["squares"] = self.squares * columns.double().square()
+        if self.held is not None:
+            rows.__dict__["held"] = self.held.mul_(factors)
+        return rows
+
     def tile(self, k: int) -> Float[Tensor, "m p"]:
         """Return the rows of one piece."""
         piece = self.pieces[k]
@@ -102,7 +126,7 @@ class Rows:
         v = v.to(self.leaves[0].dtype)
         if self.held is not None:
             return self.ranks.join(self.held @ v, self.lengths)
-        tangent = self.params.split(v)
+        tangent = self.params.split(v if self.columns is None else v * self.columns)
         parts = []
         for k, piece in self._batches():
             term = self.terms[k]
@@ -122,7 +146,7 @@ class Rows:
             parts = pull(c[start : start + len(out)].to(out.dtype) * self.scales[k])
             total += torch.cat([part.reshape(-1) for part in parts])
             start += len(out)
-        return self.ranks.sum(total)
+        return self.ranks.sum(total if self.columns is None else total * self.columns)
 
     def _batches(self) -> Iterator[tuple[int, tuple[int, int]]]:
         """Samples of each tile; the whole batch once for functions that take it whole."""
@@ -141,6 +165,8 @@ class Rows:
             out[:, at : at + flat.shape[1]] = flat
             at += flat.shape[1]
         out *= self.scales[piece.term]
+        if self.columns is not None:
+            out *= self.columns
 
 
 def _per_sample(term: Term, leaves: Leaves, samples: tuple[int, int], width: int) -> tuple[Tensor, ...]:

@@ -26,6 +26,8 @@ class Held:
         seed: Seed of every random draw.
         counters: Events by name.
         previous: The last direction, flat [p], or None.
+        largest: Largest norm of each column of J so far, flat [p], or None.
+        stuck: Loss of a batch that no step lowered, and the damping for a new one; or None.
     """
 
     step: int
@@ -33,6 +35,8 @@ class Held:
     seed: int
     counters: dict[str, int]
     previous: Float[Tensor, " p"] | None
+    largest: Float[Tensor, " p"] | None
+    stuck: tuple[float, float] | None
 
 
 def write(held: Held, params: Params) -> dict[str, Any]:
@@ -45,6 +49,8 @@ def write(held: Held, params: Params) -> dict[str, Any]:
         "seed": held.seed,
         "counters": dict(held.counters),
         "previous": None if held.previous is None else held.previous.clone(),
+        "largest": None if held.largest is None else held.largest.clone(),
+        "stuck": held.stuck,
     }
 
 
@@ -54,7 +60,7 @@ def read(state: Any, params: Params, events: set[str]) -> Held:
     Raises:
         StateError: The state is truncated, foreign, of another version or of other parameters.
     """
-    keys = {"version", "layout", "step", "damping", "seed", "counters", "previous"}
+    keys = {"version", "layout", "step", "damping", "seed", "counters", "previous", "largest", "stuck"}
     if not isinstance(state, dict) or set(state) != keys:
         got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise _refusal("not a whole state of NaturalGradient", sorted(keys), got)
@@ -65,19 +71,31 @@ def read(state: Any, params: Params, events: set[str]) -> Held:
     for key in ("step", "seed"):
         if not _count(state[key]):
             raise _refusal(f"{key} cannot be read", "an integer >= 0", state[key])
-    damping, counters, previous = state["damping"], state["counters"], state["previous"]
-    if not isinstance(damping, float) or not isfinite(damping) or damping <= 0:
+    damping, counters, stuck = state["damping"], state["counters"], state["stuck"]
+    if not _finite(damping) or damping <= 0:
         raise _refusal("damping cannot be read", "a number > 0", damping)
     if not isinstance(counters, dict) or set(counters) != events or not all(map(_count, counters.values())):
         raise _refusal("counters cannot be read", f"integers by {sorted(events)}", counters)
-    if previous is not None:
-        leaf = params.leaves[0]
-        if not isinstance(previous, Tensor) or previous.shape != (params.size,) or previous.dtype != leaf.dtype:
-            raise _refusal("the last direction cannot be read", f"{leaf.dtype} [{params.size}] or None", type(previous))
-        previous = previous.to(leaf.device, copy=True)
-        if not torch.isfinite(previous).all():
-            raise _refusal("the last direction cannot be read", "finite numbers", "numbers that are not")
-    return Held(state["step"], damping, state["seed"], dict(counters), previous)
+    if stuck is not None and not (isinstance(stuck, tuple) and len(stuck) == 2 and all(map(_finite, stuck))):
+        raise _refusal("the loss of a batch cannot be read", "(loss, damping) or None", stuck)
+    leaf = params.leaves[0]
+    previous = _vector(state["previous"], "the last direction", params.size, leaf.dtype, leaf.device)
+    largest = _vector(state["largest"], "the columns' norms", params.size, torch.float64, leaf.device)
+    return Held(state["step"], damping, state["seed"], dict(counters), previous, largest, stuck)
+
+
+def _vector(value: Any, name: str, size: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor) or value.shape != (size,) or value.dtype != dtype:
+        raise _refusal(f"{name} cannot be read", f"{dtype} [{size}] or None", type(value))
+    if not torch.isfinite(value).all():
+        raise _refusal(f"{name} cannot be read", "finite numbers", "numbers that are not")
+    return value.to(device, copy=True)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, float) and isfinite(value)
 
 
 def _layout(params: Params) -> dict[str, list[int]]:

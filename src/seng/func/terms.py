@@ -15,9 +15,18 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from ..errors import BatchError, OptionError
+from .config import weights_of
 from .fishers import Fisher, SampleFunction
 from .ranks import Ranks
 from .trees import Leaves, Params, cast, count_samples, take
+
+VECTORISED = "a function of the parameters and the sample alone"
+UNFIT = {  # torch's words, and what they mean
+    "randomness": "one that draws random numbers, as dropout does",
+    "updated in place": "one that changes a tensor of its own, as batch norm does in training",
+    "in-place operation": "one that changes a tensor of its own, as batch norm does in training",
+    "setup_context": "one with an autograd.Function of the old form, as full backward hooks have",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Term:
 
 
 def terms_of(
-    residual_fn: Any, params: Params, batch: Any, weights: Mapping[str, float] | None, per_sample: bool, call: str
+    residual_fn: Any, params: Params, batch: Any, weights: Mapping[str, Any] | None, per_sample: bool, call: str
 ) -> list[Term]:
     """Pair functions with their samples and weights; a single function is the term "residual".
 
@@ -83,15 +92,16 @@ def terms_of(
             got=sorted(batches) if isinstance(batches, Mapping) else type(batches).__name__,
             fix="Give each function its samples",
         )  # fmt: skip
-    if not set(weights or {}) <= set(functions):
+    known = weights_of(call, weights)
+    if not set(known) <= set(functions):
         raise OptionError(
-            call, "weights name no term", expected=f"names among {sorted(functions)}", got=sorted(weights or {}),
+            call, "weights name no term", expected=f"names among {sorted(functions)}", got=sorted(known),
             fix="Use the terms' names",
         )  # fmt: skip
     return [
         Term(
             name, _bound(name, fn, params, call), batches[name], count_samples(batches[name], call, name),
-            float((weights or {}).get(name, 1.0)), per_sample,
+            known.get(name, 1.0), per_sample,
         )
         for name, fn in functions.items()
     ]  # fmt: skip
@@ -99,7 +109,16 @@ def terms_of(
 
 def _bound(name: str, fn: Callable[..., Any], params: Params, call: str) -> SampleFunction:
     def checked(leaves: Leaves, sample: Any) -> Tensor:
-        got = fn(params.bind(leaves), sample)
+        try:
+            got = fn(params.bind(leaves), sample)
+        except RuntimeError as error:
+            for sign, cause in UNFIT.items():
+                if sign in str(error):
+                    raise BatchError(
+                        call, f"function of {name!r} cannot be vectorised", expected=VECTORISED, got=cause,
+                        fix="Call eval() on the module, or take that part out",
+                    ) from error  # fmt: skip
+            raise
         if isinstance(got, Tensor) and got.is_floating_point() and got.numel():
             return got
         raise BatchError(

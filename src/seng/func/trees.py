@@ -6,8 +6,11 @@ and ``bind``, which gives the residual function its first argument back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -24,16 +27,77 @@ Leaves = tuple[Tensor, ...]
 class BoundModule:
     """A module with these parameters: what residual functions get as ``net`` where a module was given.
 
+    Calls, attributes, items, methods and properties are the module's own, with the parameters in their places; parts of
+    it come bound to the same parameters. What a method sets on the module stays there.
+
     Args:
         module: The module; buffers and frozen parameters are its own.
         parameters: Values of its trainable parameters, by qualified name.
+        part: The module or a part of it; the module where None.
     """
 
-    def __init__(self, module: nn.Module, parameters: dict[str, Tensor]):
-        self.module, self.parameters = module, parameters
+    def __init__(self, module: nn.Module, parameters: Mapping[str, Tensor], part: Any = None):
+        self.__module, self.__parameters = module, parameters
+        self.__part: Any = module if part is None else part
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return functional_call(self.module, self.parameters, args, kwargs)
+        return self.__bound(self.__part, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # protocols of Python, such as copying
+            raise AttributeError(name)
+        return self.__bound(getattr, self.__part, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__bound(operator.getitem, self.__part, key)
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self.__part
+
+    def __len__(self) -> int:
+        return len(self.__part)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.__bound(iter, self.__part))
+
+    def __bound(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function with the parameters in their places; bind what it gives."""
+
+        def call() -> Any:
+            value = fn(*args, **kwargs)
+            return (
+                list(value) if isinstance(value, Iterator | KeysView | ValuesView | ItemsView) else value
+            )  # lazy ones would read too late
+
+        value = with_parameters(self, lambda part: call())
+        return value if isinstance(value, Tensor) else tree_map(self.__bind, value)
+
+    def __bind(self, value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return BoundModule(self.__module, self.__parameters, value)
+        if isinstance(value, MethodType | FunctionType | partial):
+            return partial(self.__bound, value)
+        return value
+
+    def _with_parameters(self, fn: Callable[[Any], Any]) -> Any:
+        named = {f"module.{name}": value for name, value in self.__parameters.items()}
+        return functional_call(_Scope(self.__module), named, (lambda: fn(self.__part),))
+
+
+def with_parameters(bound: BoundModule, fn: Callable[[Any], Any]) -> Any:
+    """Return fn of the module, or of the part, while the bound parameters are in their places."""
+    return bound._with_parameters(fn)
+
+
+class _Scope(nn.Module):
+    """Holds a module for ``functional_call``; calling it runs a function, and no hook."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def __call__(self, fn: Callable[[], Any]) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return fn()
 
 
 @dataclass(frozen=True)
@@ -120,8 +184,8 @@ def count_samples(samples: Any, call: str, name: str) -> int:
 
 
 def take(samples: Any, start: int, stop: int) -> Any:
-    """Return the samples start..stop of a batch."""
-    return tree_map(lambda leaf: leaf[start:stop], samples)
+    """Return a copy of the samples start..stop of a batch: functions may change theirs in place."""
+    return tree_map(lambda leaf: leaf[start:stop].clone(), samples)
 
 
 def cast(samples: Any, dtype: torch.dtype) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import Settings
-from .problem import problem_of
+from .derivatives import nested_differentiation
+from .problem import problem_of, settings_of
 from .rows import rows_of
 from .terms import Term
 from .trees import Leaves, params_of
@@ -20,8 +20,10 @@ STENCIL = ((1.0, 8 / 12), (-1.0, -8 / 12), (2.0, -1 / 12), (-2.0, 1 / 12))
 def verify(residual_fn: Any, params: Any, batch: Any, **settings: Any) -> dict[str, float]:
     """Compare rows with finite differences of the outputs along a random direction, in float64.
 
-    torch has operations whose derivatives of second or third order are silently wrong (``layer_norm`` and
-    ``linalg.solve`` are two); a residual that holds such derivatives is found here.
+    Where ``laplacian`` and ``taylor`` take a sweep, the outputs that it is compared with come from nested
+    differentiation: an entry of ``seng.func.derivatives.SMOOTH`` that is wrong is found here, too. torch has operations
+    whose derivatives of second or third order are silently wrong (``layer_norm`` and ``linalg.solve`` are two); a
+    residual that holds such derivatives is found here.
 
     Args:
         residual_fn: As in ``natural_gradient``.
@@ -30,7 +32,8 @@ def verify(residual_fn: Any, params: Any, batch: Any, **settings: Any) -> dict[s
         **settings: See ``seng.func.Settings``.
 
     Returns:
-        |J v - finite difference| / |J v| by term: 1e-6 or less where all is well, near 1 where rows are wrong.
+        |J v - finite difference| / |J v| by term, or the same of the outputs where that is larger: 1e-6 or less where
+        all is well, near 1 where rows are wrong.
 
     Raises:
         OptionError: An argument is unknown or out of range.
@@ -45,7 +48,7 @@ def verify(residual_fn: Any, params: Any, batch: Any, **settings: Any) -> dict[s
         True
     """
     call = "verify()"
-    layout, chosen = params_of(params, call), Settings.build(call, settings)
+    layout, chosen = params_of(params, call), settings_of(call, settings)
     problem = problem_of(residual_fn, layout, batch, chosen, 0, call)
     leaves = layout.values(torch.float64)
     generator = problem.generator("verify")
@@ -55,13 +58,21 @@ def verify(residual_fn: Any, params: Any, batch: Any, **settings: Any) -> dict[s
     errors = {}
     for term in problem.terms:
         outputs = term.mapped(problem.fisher.outputs).in_dtype(torch.float64)
-        expected = _difference(outputs, leaves, layout.split(v))
+        with nested_differentiation():
+            expected = _difference(outputs, leaves, layout.split(v))
+            nested = outputs.values(leaves, 0, term.count)
+        errors[term.name] = _distance(outputs.values(leaves, 0, term.count), nested)
         rows = rows_of(
             [outputs], [len(expected)], [1.0], layout, torch.float64, 8, chosen.memory, problem.ranks, call
         )  # fmt: skip
         got = torch.cat([rows.tile(k) @ v for k in range(len(rows.pieces))])
-        errors[term.name] = float((got - expected).norm() / got.norm().clamp(min=torch.finfo(got.dtype).tiny))
+        errors[term.name] = max(errors[term.name], _distance(got, expected))
     return errors
+
+
+def _distance(got: Tensor, expected: Tensor) -> float:
+    """Return |got - expected| / |got|."""
+    return float((got - expected).norm() / got.norm().clamp(min=torch.finfo(got.dtype).tiny))
 
 
 def _difference(term: Term, leaves: Leaves, v: Leaves) -> Tensor:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...solve import FactorisationError
+from ..config import Settings
 from ..rows import Rows
-
-if TYPE_CHECKING:
-    from ..config import Settings
 
 
 @dataclass(frozen=True)
@@ -29,35 +25,50 @@ class Damping:
     value: float
     relative: bool
 
-    def at(self, trace: float, n: int) -> float:
+    def at(self, rows: Rows) -> float:
         """Return lambda."""
-        return self.value * trace / n if self.relative else self.value
+        return self.value * rows.trace / rows.n if self.relative else self.value
+
+
+@dataclass(frozen=True)
+class Solution:
+    """(J^T J + lambda I)^-1 (J^T r + rest).
+
+    Args:
+        d: The solution.
+        c: Coefficients with d = J^T c + rest / lambda, or None where it was not found through them.
+        rhs: Right side of the system of c.
+    """
+
+    d: Float[Tensor, " p"]
+    c: Float[Tensor, " n"] | None
+    rhs: Float[Tensor, " n"]
 
 
 class Solver(ABC):
     """A solver made for one set of rows, and for one damping after another.
 
     Laws every subclass obeys: ``solve`` gives (K + lambda I)^-1 r, or an approximation that is linear in r where no
-    iterations refine it; ``trace`` and ``damping`` are exact; all ranks get the same coefficients. Where ``rank``
-    covers all rows the engine takes ``Exact`` in any case. After ``damp``, all is as if it had been made with that
-    damping.
+    iterations refine it; ``damping`` is exact; all ranks get the same numbers. Where ``rank`` covers all rows the
+    engine solves exactly in any case. After ``damp``, all is as if it had been made with that damping.
 
     Args:
-        rows: J.
+        rows: J, finite and not all zero.
         damping: The first damping asked for.
         settings: ``rank``, ``iterations``, ``tolerance`` and ``solve_dtype`` are read.
         generator: Source of the sketch, in the same state on all ranks.
 
     Attributes:
+        rows: J.
         trace: trace(K), exact.
         damping: lambda.
         rungs: Jitters that failed before a factorisation held.
 
     Raises:
-        FactorisationError: K is not finite, or no jitter helps.
+        FactorisationError: No jitter helps.
     """
 
-    trace: float
+    rows: Rows
     damping: float
     rungs: int
 
@@ -76,8 +87,16 @@ class Solver(ABC):
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return c, nearly or exactly (K + lambda I)^-1 r."""
 
+    @property
+    def trace(self) -> float:
+        return self.rows.trace
 
-def require_rows(trace: float) -> None:
-    """Raise FactorisationError if K is zero, which no jitter relative to K can mend."""
-    if trace == 0:
-        raise FactorisationError("K = 0: no output depends on a parameter")
+    def direction(self, r: Float[Tensor, " n"], rest: Float[Tensor, " p"] | None = None) -> Solution:
+        """Return (J^T J + lambda I)^-1 (J^T r + rest), nearly or exactly: here J^T (K + lambda I)^-1 r."""
+        if rest is None:
+            c = self.solve(r)
+            return Solution(self.rows.rmv(c), c, r)
+        shift = rest / self.damping
+        rhs = r - self.rows.mv(shift).to(r)
+        c = self.solve(rhs)
+        return Solution(self.rows.rmv(c) + shift, c, rhs)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...sketch import gaussian
+from ..config import Settings
 from ..gram import InPlaceFactor
 from ..rows import Rows
-from .base import Damping, Solver, require_rows
+from .base import Damping, Solver
 from .sketched import sketched
-
-if TYPE_CHECKING:
-    from ..config import Settings
 
 
 class Gaussian(Solver):
@@ -35,16 +31,15 @@ class Gaussian(Solver):
         scores = torch.ones(rows.n)
         drawn = gaussian(rows.n, settings.rank, generator, scores).matrix
         self.sketch = drawn.to(rows.leaves[0].device, settings.solve_dtype)
-        mixed, self.trace = sketched(rows, self.sketch)
-        require_rows(self.trace)
-        self._k, self._ranks, self._n = mixed @ mixed.mT, rows.ranks, rows.n
+        mixed = sketched(rows, self.sketch)
+        self.rows, self._k = rows, mixed @ mixed.mT
         self.damp(damping)
 
     def damp(self, damping: Damping) -> None:
         """Cost: q^3 / 3 multiply-adds."""
-        self.damping = damping.at(self.trace, self._n)
+        self.damping = damping.at(self.rows)
         self._factor = InPlaceFactor(self._k.clone(), self.damping)
         self.rungs = self._factor.rungs
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return self._ranks.first(self.sketch.mT @ self._factor.solve(self.sketch @ r))
+        return self.rows.ranks.first(self.sketch.mT @ self._factor.solve(self.sketch @ r))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..config import Settings
 from ..rows import Rows
-from .base import Damping, Solver, require_rows
+from .base import Damping, Solver
 from .sketched import sketched
-
-if TYPE_CHECKING:
-    from ..config import Settings
 
 
 class Nystrom(Solver):
@@ -32,24 +28,23 @@ class Nystrom(Solver):
     """
 
     def __init__(self, rows: Rows, damping: Damping, settings: Settings, generator: torch.Generator):
-        self._rows, self._settings, self.rungs, self.iterations = rows, settings, 0, 0
+        self.rows, self._settings, self.rungs, self.iterations = rows, settings, 0, 0
         dtype = settings.solve_dtype
         omega = torch.linalg.qr(torch.randn(rows.n, settings.rank, generator=generator, dtype=torch.float64)).Q
         omega = omega.to(rows.leaves[0].device, dtype)
-        through, self.trace = sketched(rows, omega.mT)
+        through = sketched(rows, omega.mT)
         parts = [rows.tile(k).to(dtype) @ through.mT for k in range(len(rows.pieces))]
         product = rows.ranks.join(torch.cat(parts), rows.lengths)
-        require_rows(self.trace)
         self._vectors, self._values = _eigenpairs(omega, product)
-        self.tail = self.trace - float(self._values.sum())
+        self.tail = rows.trace - float(self._values.sum())
         self.damp(damping)
 
     def damp(self, damping: Damping) -> None:
         """Cost: nothing; eigenvalues are shifted where they are used."""
-        self.damping = damping.at(self.trace, self._rows.n)
+        self.damping = damping.at(self.rows)
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        most, same = self._settings.iterations, self._rows.ranks.first
+        most, same = self._settings.iterations, self.rows.ranks.first
         self.iterations = 0
         if most == 0:
             return self._precondition(r) / self.floor
@@ -58,7 +53,7 @@ class Nystrom(Solver):
         z = self._precondition(residual)
         direction, energy = z, torch.dot(residual, z)
         while self.iterations < most and float(same(residual.norm())) > enough:
-            image = self._rows.mv(self._rows.rmv(direction)).to(r.dtype) + self.damping * direction
+            image = self.rows.mv(self.rows.rmv(direction)).to(r.dtype) + self.damping * direction
             length = energy / torch.dot(direction, image)
             x, residual = x + length * direction, residual - length * image
             z = self._precondition(residual)

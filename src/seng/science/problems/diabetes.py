@@ -26,7 +26,7 @@ def diabetes() -> Problem:
         return u(sample[0])[0] - sample[1]
 
     def prior(u: Any, _: Tensor) -> Tensor:
-        return torch.cat([p.reshape(-1) for p in u.parameters.values()])
+        return torch.cat([p.reshape(-1) for p in u.parameters()])
 
     def draw(generator: torch.Generator) -> Points:
         return {"data": (x[:TRAINING], y[:TRAINING]), "prior": torch.zeros(1, dtype=DTYPE)}
