@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from seng import BASES, SENG
-from seng.bases import AUXILIARY_LR, hidden_matrices
+from seng.bases import AUXILIARY_LR, LEARNING_RATES, BaseSettings, hidden_matrices
 from seng.errors import OptionError
 
 from .runs import batch, loss_of, perceptron
@@ -258,3 +260,156 @@ def test_missing_muon_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(OptionError, match=r"base 'muon' needs torch.optim.Muon: expected torch >= 2.9, got .*Upgrade"):
         SENG(perceptron(), base="muon")
+
+
+# -- fused steps ------------------------------------------------------------------------------------------------------
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """Return the values in another order in memory, or with gaps."""
+    if layout == "channels last":
+        return values.to(memory_format=torch.channels_last) if values.dim() == 4 else values.mT.contiguous().mT
+    if layout == "with gaps":
+        return torch.stack([values, values], -1)[..., 0]
+    return values[:1].expand(values.shape) if layout == "expanded" else values.clone()
+
+
+@given(
+    st.sampled_from(["sgd", "adamw"]),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    st.lists(st.sampled_from(["plain", "channels last", "with gaps"]), min_size=3, max_size=3),
+    st.lists(
+        st.lists(st.sampled_from([None, "plain", "channels last", "with gaps", "expanded"]), min_size=3, max_size=3),
+        min_size=3,
+        max_size=4,
+    ),
+    st.sampled_from([0.0, 0.9]),
+)
+@settings(max_examples=60, deadline=None)
+def test_fused_bases_step_as_the_plain_ones_do_whatever_has_a_gradient_and_however_it_lies_in_memory(
+    base: str, dtype: torch.dtype, layouts: list[str], steps: list[list[str | None]], momentum: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 3, 3, 2), (3, 5), (0, 4))]
+
+    def run(fused: bool) -> list[Tensor]:
+        parameters = [nn.Parameter(laid_out(x.to(dtype), how)) for x, how in zip(draws, layouts, strict=True)]
+        model = nn.ParameterList(parameters)
+        [optimizer] = BASES[base](model, BaseSettings(0.1, momentum, False, 0.01, {} if fused else {"fused": False}))
+        for k, forms in enumerate(steps):
+            for p, x, form in zip(parameters, draws, forms, strict=True):
+                p.grad = None if form is None else laid_out(((k + 1) * x).to(dtype), form)
+            optimizer.step()
+        return [p.detach().double() for p in parameters]
+
+    loose = SAME if dtype == torch.float64 else 1e-5 if dtype == torch.float32 else 0.05  # of how far a step goes
+    for fused, plain in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(fused, plain, rtol=loose, atol=loose)
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+def test_fused_form_is_kept_for_the_next_step(base: str) -> None:
+    model = everything()
+    optimizer = SENG(model, base=base, exclude=["head"])
+    model.head.requires_grad_(False)
+    step_once(model, optimizer)
+    model.head.requires_grad_(True)
+    step_once(model, optimizer)  # the head begins, the rest goes on
+    assert [group["fused"] for group in optimizer.param_groups] == [True]
+
+
+# -- what cannot work -------------------------------------------------------------------------------------------------
+
+
+class NeedsMore(SGD):
+    def step(self, closure: Any, *, loss: float) -> None:  # type: ignore[override]
+        raise AssertionError
+
+
+FACTORIES: dict[str, tuple[Any, str]] = {
+    "a closure": (torch.optim.LBFGS, r"cannot step alone: .*, got 'step\(closure\)'"),
+    "more arguments": (lambda p: NeedsMore(p, lr=0.1), r"cannot step alone: .*, got 'step\(closure, loss\)'"),
+    "sparse gradients": (torch.optim.SparseAdam, "cannot take a step: .* does not support dense gradients"),
+    "differentiable": (lambda p: SGD(p, lr=0.1, differentiable=True), "cannot take a step: .*"),
+    "capturable": (lambda p: torch.optim.Adam(p, capturable=True), "cannot take a step: .*capturable"),
+    "rate of another type": (lambda p: torch.optim.RMSprop(p, momentum="0.9"), "base factory failed: .*"),  # type: ignore[arg-type]
+    "no argument": (lambda: SGD([], lr=0.1), "base factory failed: .* positional argument"),
+    "other parameters": (lambda p: SGD([nn.Parameter(torch.ones(2))], lr=0.1), "base factory out of range"),
+}
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_factory_whose_optimizer_cannot_step_is_refused(kind: str) -> None:
+    factory, match = FACTORIES[kind]
+    model = perceptron()
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(OptionError, match=rf"^SENG\(\): (the )?(base )?.*{match}"):
+        SENG(model, base=factory)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(p, q) and p.grad is None for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    [
+        ("sgd", {"differentiable": True}),
+        ("sgd", {"fused": True, "foreach": True}),
+        ("sgd", {"dampening": "much"}),
+        ("sgd", {"dampening": float("nan")}),
+        ("sgd", {1: 2}),
+        ("adamw", {"capturable": True}),
+        ("adamw", {"betas": 0.9}),
+        ("adamw", {"eps": None}),
+        ("adamw", {"differentiable": True}),
+        pytest.param("muon", {"ns_steps": 10**6}, marks=needs_muon),
+        pytest.param("muon", {"aux_lr": "fast"}, marks=needs_muon),
+        pytest.param("muon", {"aux_lr": float("inf")}, marks=needs_muon),
+    ],
+    ids=str,
+)
+def test_base_options_that_fail_at_a_step_are_refused_at_once(base: str, options: dict[Any, Any]) -> None:
+    with pytest.raises(OptionError, match=r"^SENG\(\): base .* (does not take base_options|cannot take a step)"):
+        SENG(everything(), base=base, base_options=options)
+
+
+def test_base_options_beside_a_factory_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"base_options do not go with a factory: expected None, got \['eps'\]"):
+        SENG(perceptron(), base=lambda p: torch.optim.Adam(p), base_options={"eps": 1e-3})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.Adagrad, torch.optim.ASGD, torch.optim.Rprop])
+def test_optimizers_of_torch_serve_as_bases(kind: Callable[[list[nn.Parameter]], Optimizer]) -> None:
+    model = perceptron()
+    optimizer = SENG(model, base=kind)
+    before = [p.detach().clone() for p in model.parameters()]
+    loss_of(model, *batch(0)).backward()
+    optimizer.step()
+    assert all(p.isfinite().all() and not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+# -- learning rates ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_each_base_has_a_learning_rate_of_its_own(base: str) -> None:
+    if base == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon is missing")
+    assert SENG(everything(), base=base).param_groups[0]["lr"] == LEARNING_RATES[base]
+    assert set(LEARNING_RATES) == set(BASES)
+    assert f'{LEARNING_RATES[base]} for "{base}"' in " ".join((SENG.__doc__ or "").split())
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+@pytest.mark.parametrize("form", [{}, {"foreach": False}])
+def test_learning_rate_may_be_a_tensor(base: str, form: dict[str, Any]) -> None:
+    def run(lr: Any) -> list[Tensor]:
+        model = perceptron()
+        optimizer = SENG(model, lr=lr, base=base, base_options=form)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss_of(model, *batch(step)).backward()
+            optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    for p, q in zip(run(torch.tensor(0.125, dtype=torch.float64)), run(0.125), strict=True):
+        torch.testing.assert_close(p, q, rtol=SAME, atol=SAME)

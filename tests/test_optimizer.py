@@ -171,7 +171,17 @@ def test_run_goes_on_after_a_skipped_step_as_if_it_had_not_been() -> None:
 @pytest.mark.parametrize("option", ["lr", "momentum", "weight_decay", "nesterov", "base_options"])
 def test_base_settings_out_of_range_are_refused(option: str) -> None:
     bad: dict[str, tuple[Any, ...]] = {
-        "lr": (-0.1, float("nan"), float("inf"), "0.1", None, True),
+        "lr": (
+            -0.1,
+            float("nan"),
+            float("inf"),
+            "0.1",
+            True,
+            10**400,
+            torch.tensor([0.1, 0.2]),
+            torch.tensor(-1.0),
+            torch.tensor(1),
+        ),
         "momentum": (-0.1, 1.0, 2, float("nan"), "0.9", None),
         "weight_decay": (-1e-4, float("nan"), float("inf"), None),
         "base_options": ([1], "betas", 3),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -14,7 +16,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from .errors import OptionError, choose
 from .wrappers import sharded
 
+LEARNING_RATES = {"sgd": 0.1, "adamw": 0.003, "muon": 0.02}  # where none is given; factories set their own
 AUXILIARY_LR = 0.1  # learning rate of AdamW beside Muon, as a share of Muon's
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+FULL_PRECISION = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class BaseSettings:
         extra: Further keyword arguments of the base optimizer.
     """
 
-    lr: float
+    lr: float | Tensor
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -37,18 +42,80 @@ class BaseSettings:
 
 
 def sgd(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
-    """SGD with momentum on all parameters: the paper's choice. Fused, a third of the time, where torch can."""
+    """SGD with momentum on all parameters: the paper's choice. Fused, a third of the time, where that is right."""
     parameters = _trainable(model)
     s, extra = settings, _fused(parameters, settings.extra)
-    base = SGD(parameters, lr=s.lr, momentum=s.momentum, nesterov=s.nesterov, weight_decay=s.weight_decay, **extra)
-    return [base]
+    rates = {"lr": s.lr, "momentum": s.momentum, "nesterov": s.nesterov, "weight_decay": s.weight_decay}
+    return [FusedSGD(parameters, **rates, **extra)]
 
 
 def adamw(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
-    """AdamW on all parameters, fused where torch can."""
+    """AdamW on all parameters, fused where that is right."""
     parameters = _trainable(model)
     extra = _fused(parameters, settings.extra)
-    return [AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, **extra)]
+    base: Optimizer = FusedAdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, **extra)
+    return [base]
+
+
+class _FusedWhereRight(Optimizer):
+    """Takes torch's fused step for the groups it is right for and the plain one for others, decided at every step.
+
+    Fused kernels for CPUs read parameters, gradients and momentum in the order of memory, whatever their strides.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        plain = [group for group in self.param_groups if group["fused"] and not self._fusable(group)]
+        for group in plain:
+            group["fused"] = None  # torch then chooses between its other two forms
+        try:
+            return super().step(closure)
+        finally:
+            for group in plain:
+                group["fused"] = True
+
+    def _fusable(self, group: dict[str, Any]) -> bool:
+        return all(p.grad is None or self._fits(p, p.grad) for p in group["params"])
+
+    def _fits(self, p: Tensor, grad: Tensor) -> bool:
+        held = (x for x in self.state.get(p, {}).values() if isinstance(x, Tensor))
+        return (
+            _dense(p) and _aligned(p, grad) and all(_aligned(p, x) if x.dim() else x.device == p.device for x in held)
+        )
+
+
+class FusedSGD(_FusedWhereRight, SGD):
+    """torch's SGD, fused where that is right.
+
+    The fused form leaves half precision on a CPU as it is, and stops where some parameters of a group have momentum
+    and others have none yet.
+    """
+
+    def _fusable(self, group: dict[str, Any]) -> bool:
+        used = [p for p in group["params"] if p.grad is not None]
+        begun = {self.state.get(p, {}).get("momentum_buffer") is not None for p in used}
+        return len(begun) < 2 and super()._fusable(group)
+
+    def _fits(self, p: Tensor, grad: Tensor) -> bool:
+        return (p.is_cuda or p.dtype in FULL_PRECISION) and super()._fits(p, grad)
+
+
+class FusedAdamW(_FusedWhereRight, AdamW):
+    """torch's AdamW, fused where that is right."""
+
+
+def _dense(p: Tensor) -> bool:
+    """Return whether the parameter fills its memory, by rows or with its channels last."""
+    last = CHANNELS_LAST.get(p.dim())
+    return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
+
+
+def _aligned(p: Tensor, x: Tensor) -> bool:
+    """Return whether a tensor lies in memory as the parameter does."""
+    if x.layout is not torch.strided:
+        return False
+    strides = zip(p.shape, p.stride(), x.stride(), strict=False)
+    return x.stride() == p.stride() or (x.shape == p.shape and all(a == b for size, a, b in strides if size > 1))
 
 
 def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
@@ -88,7 +155,8 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     barred = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     barred |= {id(p) for p in linears[-1].parameters()} if linears else set()
     owned = [p for module in model.modules() if isinstance(module, kinds) for p in module.parameters(recurse=False)]
-    matrices = [p for p in owned if p.requires_grad and p.dim() >= 2 and id(p) not in barred]
+    matrices = [p for p in owned if p.requires_grad and p.dim() >= 2 and p.numel() and id(p) not in barred]
+    matrices = [p for p in matrices if not p.is_complex()]
     return list(dict.fromkeys(matrices))
 
 
@@ -98,25 +166,104 @@ BASES: dict[str, Callable[[nn.Module, BaseSettings], list[Optimizer]]] = {"sgd":
 def build_bases(
     base: str | Callable[[list[nn.Parameter]], Optimizer], model: nn.Module, settings: BaseSettings
 ) -> list[Optimizer]:
-    """Return the optimizers behind a name of the table or a factory ``params -> Optimizer``."""
-    if not callable(base):
-        build = choose(BASES, base, call="SENG()", option="base")
-        try:
-            return build(model, settings)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, OptionError):
-                raise
-            raise OptionError(
-                "SENG()", f"base {base!r} does not take base_options", expected="its keyword arguments",
-                got=settings.extra, fix=f"Correct them: {error}",
-            ) from error  # fmt: skip
-    made = base(_trainable(model))
-    if not isinstance(made, Optimizer):
+    """Return the optimizers behind a name of the table or a factory ``params -> Optimizer``.
+
+    Raises:
+        OptionError: The base cannot be made with these options, or cannot take a step once it is.
+    """
+    made = [_made_by(base, model, settings)] if callable(base) else _named(base, model, settings)
+    for each in made:
+        _require_no_closure(each)
+        if rehearsable(each) and not each.state:
+            _require_steps(each)
+    return made
+
+
+def rehearsable(base: Optimizer) -> bool:
+    """Return whether a base's steps depend on groups and state alone, as those of torch's own do."""
+    return type(base).__module__.startswith(("torch.optim", __name__))
+
+
+def rehearse(base: Optimizer, group: dict[str, Any], p: nn.Parameter, held: dict[str, Any]) -> None:
+    """Take two steps, as the base would, with one parameter in place of a group's and with its state.
+
+    Raises:
+        Exception: Whatever a step raises; ArithmeticError where it leaves a parameter that is not finite.
+    """
+    double = object.__new__(type(base))
+    state, groups = defaultdict(dict, {p: held} if held else {}), [{**group, "params": [p]}]
+    double.__setstate__({"defaults": base.defaults, "state": state, "param_groups": groups})
+    for _ in range(2):  # the first may be another: momentum begins with it
+        double.step()
+    if not bool(p.isfinite().all()):
+        raise ArithmeticError("its step gives parameters that are not finite")
+
+
+def _made_by(factory: Callable[[list[nn.Parameter]], Optimizer], model: nn.Module, settings: BaseSettings) -> Optimizer:
+    parameters = _trainable(model)
+    if settings.extra:
+        raise OptionError(
+            "SENG()", "base_options do not go with a factory", expected="None", got=sorted(map(str, settings.extra)),
+            fix="Give them to the optimizer that the factory makes",
+        )  # fmt: skip
+    try:
+        made = factory(list(parameters))
+    except Exception as error:
+        raise OptionError(
+            "SENG()", "the base factory failed", expected="a torch.optim.Optimizer from a list of parameters",
+            got=type(error).__name__, fix=f"Correct it: {error}",
+        ) from error  # fmt: skip
+    own = {id(p) for p in parameters}
+    if not isinstance(made, Optimizer) or not any(id(p) in own for group in made.param_groups for p in group["params"]):
         raise OptionError(
             "SENG()", "base factory out of range", expected="a torch.optim.Optimizer", got=type(made).__name__,
             fix="Return an optimizer on the parameters it was given",
         )  # fmt: skip
-    return [made]
+    return made
+
+
+def _named(name: str, model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
+    build = choose(BASES, name, call="SENG()", option="base")
+    try:
+        return build(model, settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, OptionError):
+            raise
+        raise OptionError(
+            "SENG()", f"base {name!r} does not take base_options", expected="its keyword arguments",
+            got=settings.extra, fix=f"Correct them: {error}",
+        ) from error  # fmt: skip
+
+
+def _require_no_closure(base: Optimizer) -> None:
+    needed = [
+        name
+        for name, parameter in signature(base.step).parameters.items()
+        if parameter.default is Parameter.empty
+        and parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise OptionError(
+            "SENG()", f"base {type(base).__name__} cannot step alone", expected="a step() without arguments",
+            got=f"step({', '.join(needed)})", fix="Choose a base that takes one gradient a step",
+        )  # fmt: skip
+
+
+def _require_steps(base: Optimizer) -> None:
+    """Raise OptionError where the base cannot take steps with one parameter of each kind it has."""
+    for group in base.param_groups:
+        kinds = {(p.dtype, p.device, p.dim()) for p in group["params"] if not p.is_meta}
+        for dtype, device, axes in kinds:
+            p = nn.Parameter(torch.ones([1] * axes, dtype=dtype, device=device))
+            p.grad = torch.ones_like(p)
+            try:
+                rehearse(base, group, p, {})
+            except Exception as error:
+                raise OptionError(
+                    "SENG()", f"base {type(base).__name__} cannot take a step",
+                    expected=f"options that serve {dtype} on {device}", got=type(error).__name__,
+                    fix=f"Correct base_options: {error}",
+                ) from error  # fmt: skip
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -126,7 +273,7 @@ def _trainable(model: nn.Module) -> list[nn.Parameter]:
 def _fused(parameters: list[nn.Parameter], extra: dict[str, Any]) -> dict[str, Any]:
     """Return a base's options with its fused form chosen, unless they choose a form themselves."""
     able = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() and not sharded(p) for p in parameters)
-    return {"fused": able and not {"foreach", "differentiable"} & extra.keys(), **extra}
+    return {"fused": able and not {"foreach", "differentiable", "capturable"} & extra.keys(), **extra}
 
 
 def _matrix_muon() -> Callable[..., Optimizer]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from math import inf, isfinite
+from math import inf
+from numbers import Integral, Real
 from typing import Any
 
 from torch import nn
@@ -110,17 +112,23 @@ class Options:
     explicit_limit: int | None = None
 
     @classmethod
-    def build(cls, call: str, given: dict[str, Any]) -> Options:
-        """Return validated options; a preset supplies defaults that explicit values override."""
+    def build(cls, call: str, given: dict[str, Any], others: Iterable[str] = ()) -> Options:
+        """Return validated options; a preset supplies defaults that explicit values override.
+
+        Args:
+            call: What errors name as the call at fault.
+            given: By name. Numbers of other libraries, such as NumPy's, become Python's.
+            others: Further names that the call knows.
+        """
         known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
-                close = get_close_matches(name, known, n=1)
+                close = get_close_matches(name, [*known, *others], n=1)
                 fix = f"Did you mean {close[0]!r}" if close else "Remove it"
                 raise OptionError(call, "unknown option", expected="one of " + ", ".join(known), got=name, fix=fix)
         preset = given.get("preset")
         defaults = {} if preset is None else choose(PRESETS, preset, call=call, option="preset")
-        options = cls(**{**defaults, **given})
+        options = cls(**{**defaults, **{name: plain(value) for name, value in given.items()}})
         options.validate(call)
         return options
 
@@ -139,11 +147,7 @@ class Options:
             choose(dict.fromkeys(allowed), getattr(self, name), call=call, option=name)
         for name in ("include", "exclude"):
             _require_selectors(call, name, getattr(self, name))
-        if self.grad_scaler is not None and not callable(getattr(self.grad_scaler, "get_scale", None)):
-            raise OptionError(
-                call, "grad_scaler out of range", expected="a torch.amp.GradScaler or None", got=self.grad_scaler,
-                fix="Pass the scaler that scales the loss",
-            )  # fmt: skip
+        _require_scaler(call, self.grad_scaler)
         if self.wire_dtype is not None:
             choose(dict.fromkeys(WIRE_DTYPES), self.wire_dtype, call=call, option="wire_dtype")
         for name in ("reweight", "gradient_check"):
@@ -153,17 +157,18 @@ class Options:
                 )
         if self.reweight:
             _require_reweightable(call, self)
+        self.require_schedules(0, call)
 
-    def damping_at(self, step: int) -> float:
+    def damping_at(self, step: int, call: str = "step()") -> float:
         """Return the option's value at a step.
 
         Raises:
-            OptionError: The schedule gave a value that is not a positive number.
+            OptionError: The schedule failed, or gave a value that is not a positive number.
         """
-        value = value_at(self.damping, step)
-        if not _is_number(value) or not 0 < value < inf:
+        value = _scheduled(call, "damping", self.damping, step)
+        if not is_number(value) or value <= 0:
             raise OptionError(
-                "step()", "damping schedule out of range", expected="a number > 0", got=value,
+                call, "damping schedule out of range", expected="a number > 0", got=value,
                 fix=f"Correct the schedule at step {step}",
             )  # fmt: skip
         return value
@@ -172,10 +177,10 @@ class Options:
         """Return the steps between refreshes in force at a step.
 
         Raises:
-            OptionError: The schedule gave a value that is not an integer >= 1.
+            OptionError: The schedule failed, or gave a value that is not an integer >= 1.
         """
-        value = value_at(self.refresh_every, step)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        value = _scheduled(call, "refresh_every", self.refresh_every, step)
+        if not _is_count(value, 1):
             raise OptionError(
                 call, "refresh_every schedule out of range", expected="an integer >= 1", got=value,
                 fix=f"Correct the schedule at step {step}",
@@ -186,11 +191,11 @@ class Options:
         """Return whether curvature made at a step serves it alone: the next step refreshes before use."""
         return self.curvature_batch == "current" and self.ema == 0 and self.interval_at(step + 1) == 1
 
-    def require_schedules(self, step: int) -> None:
+    def require_schedules(self, step: int, call: str = "step()") -> None:
         """Raise OptionError if a schedule is out of range at a step, or at the next one, which is prepared now."""
-        self.damping_at(step)
-        self.interval_at(step)
-        self.interval_at(step + 1)
+        self.damping_at(step, call)
+        self.interval_at(step, call)
+        self.interval_at(step + 1, call)
 
     @property
     def natural(self) -> bool:
@@ -221,14 +226,39 @@ _COUNTS = ("refresh_every", "sketch_size", "rank", "memory_budget", "seed", "exp
 _OPTIONAL_COUNTS = ("memory_budget", "explicit_limit")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def plain(value: Any) -> Any:
+    """Return a number of another library, such as NumPy's, as Python's own, and anything else as it is."""
+    if isinstance(value, bool) or type(value) in (int, float):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number that a float can hold."""
+    largest = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+
+
+def _scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
+    try:
+        return plain(value_at(schedule, step))
+    except Exception as error:
+        raise OptionError(
+            call, f"{name} schedule failed", expected="a value at every step", got=type(error).__name__,
+            fix=f"Correct the schedule at step {step}: {error}",
+        ) from error  # fmt: skip
 
 
 def _require_number(call: str, name: str, value: Any, low: float, high: float, inside: Callable[..., bool]) -> None:
     if name == "trust" and value is None:
         return
-    if not _is_number(value) or not isfinite(value) or not inside(value, low, high):
+    if not is_number(value) or not inside(value, low, high):
         raise OptionError(
             call, f"{name} out of range", expected=f"a number {_RANGE_TEXT[name]}", got=value,
             fix=f"Pass {name} in range",
@@ -236,10 +266,25 @@ def _require_number(call: str, name: str, value: Any, low: float, high: float, i
 
 
 def _require_count(call: str, name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not _is_count(value, least):
         raise OptionError(
-            call, f"{name} out of range", expected=f"an integer >= {least}", got=value, fix=f"Pass {name} in range"
-        )
+            call, f"{name} out of range", expected=f"an integer >= {least}, below 2^63", got=value,
+            fix=f"Pass {name} in range",
+        )  # fmt: skip
+
+
+def _require_scaler(call: str, scaler: Any) -> None:
+    if scaler is None:
+        return
+    try:
+        scale = plain(scaler.get_scale())
+    except Exception:
+        scale = None
+    if scale is None or not is_number(scale) or scale <= 0:
+        raise OptionError(
+            call, "grad_scaler out of range", expected="a torch.amp.GradScaler with a scale > 0, or None",
+            got=scaler if scale is None else scale, fix="Pass the scaler that scales the loss",
+        )  # fmt: skip
 
 
 def _require_reweightable(call: str, options: Options) -> None:

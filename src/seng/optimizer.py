@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from math import isfinite
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .bases import BaseSettings, build_bases
+from .bases import LEARNING_RATES, BaseSettings, build_bases
+from .config import Options, is_number, plain
 from .diagnostics import Coverage, LayerStats
 from .errors import OptionError, OrderError, SengError
 from .preconditioner import Preconditioner
@@ -27,7 +29,8 @@ class SENG(Optimizer):
     Args:
         model: The model itself (not its parameters): curvature comes from hooks on its layers. Create the optimizer
             before the first forward pass, and before ``torch.compile``.
-        lr: Learning rate of the base, >= 0.
+        lr: Learning rate of the base, >= 0: a number, or a tensor of one. By default 0.1 for "sgd", 0.003 for "adamw"
+            and 0.02 for "muon".
         momentum: Of the SGD base, in [0, 1).
         nesterov: Of the SGD base.
         weight_decay: Of the base, >= 0.
@@ -51,8 +54,9 @@ class SENG(Optimizer):
 
     def __init__(
         self,
+        /,
         model: nn.Module,
-        lr: float = 0.1,
+        lr: float | Tensor | None = None,
         momentum: float = 0.9,
         nesterov: bool = False,
         weight_decay: float = 5e-4,
@@ -65,12 +69,17 @@ class SENG(Optimizer):
                 "SENG()", "model out of range", expected="a torch.nn.Module", got=type(model).__name__,
                 fix="Pass the model, not its parameters",
             )  # fmt: skip
-        _require("lr", lr, _in_range(lr), "a number >= 0")
+        lr, momentum, weight_decay = plain(lr), plain(momentum), plain(weight_decay)
+        _require("lr", lr, lr is None or _in_range(_value(lr)), "a number >= 0, or None for the base's default")
         _require("momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
         _require("weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
+        _require("nesterov", nesterov, isinstance(nesterov, bool), "True or False")
         _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
         _require("base_options", base_options, isinstance(base_options, dict | None), "a dict or None")
+        if lr is None:
+            lr = LEARNING_RATES.get(base, 0.0) if isinstance(base, str) else 0.0
         settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
+        Options.build("SENG()", options, signature(SENG).parameters)
         self.preconditioner = Preconditioner(model, call="SENG()", **options)
         try:
             bases = build_bases(base, model, settings)
@@ -192,8 +201,14 @@ def _require_fitting(base: Optimizer) -> None:
                 raise refusal(f"the base's {key} does not fit", f"{list(parameter.shape)}", got)
 
 
-def _in_range(value: object, high: float = float("inf")) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < high
+def _value(lr: Any) -> Any:
+    """Return the number in a real tensor of one, and anything else as it is."""
+    one = isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point()
+    return lr.item() if one else lr
+
+
+def _in_range(value: Any, high: float = float("inf")) -> bool:
+    return is_number(value) and 0 <= value < high
 
 
 def _require(name: str, value: object, good: bool, expected: str) -> None:
