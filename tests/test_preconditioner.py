@@ -358,10 +358,13 @@ def test_bad_schedule_value_stops_the_step_and_changes_nothing(option: str, sche
     assert all(torch.equal(grads[name], g) for name, g in flat_gradients(model).items())
 
 
-def test_first_step_checks_the_refresh_schedule() -> None:
+def test_steps_check_the_refresh_schedule_before_anything_changes() -> None:
     model = perceptron()
-    pre = Preconditioner(model, refresh_every=lambda step: 0)
-    backward(model, *batch(0))
+    pre = Preconditioner(model, refresh_every=lambda step: 1 if step < 2 else 0)
+    directions(model, pre, *batch(0))
+    backward(model, *batch(1))
+    plain = flat_gradients(model)
     with pytest.raises(OptionError, match=r"^step\(\): refresh_every schedule out of range: expected an integer >= 1"):
         pre.step()
-    assert pre.steps == 0
+    assert pre.steps == 1
+    assert all(torch.equal(g, plain[name]) for name, g in flat_gradients(model).items())

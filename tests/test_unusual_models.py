@@ -143,3 +143,98 @@ def test_half_precision_parameters_get_half_precision_directions(reweight: bool)
     pre.step()
     grads = [p.grad for p in model.parameters()]
     assert all(g is not None and g.dtype == torch.bfloat16 and bool(g.isfinite().all()) for g in grads)
+
+
+# -- sparse gradients, layers of width 0 ------------------------------------------------------------------------------
+
+
+class Tables(nn.Module):
+    """A table of which only the rows looked up have gradients, in front of a linear layer."""
+
+    def __init__(self, kind: str, sparse: bool) -> None:
+        super().__init__()
+        self.bag = kind == "bag"
+        self.table = nn.EmbeddingBag(10, 4, sparse=sparse) if self.bag else nn.Embedding(10, 4, sparse=sparse)
+        self.head = nn.Linear(4 if self.bag else 12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids).flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["embedding", "bag"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.0},
+        {"base": "adamw", "refresh_every": 1},
+        {"base": lambda params: torch.optim.Adagrad(params, weight_decay=0.1)},
+        {
+            "curvature_batch": "current",
+            "refresh_every": 1,
+            "estimator": "exact",
+            "reweight": True,
+            "distributed": "none",
+        },
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_sparse_gradients_train_as_dense_ones_do(kind: str, options: dict[str, Any], set_to_none: bool) -> None:
+    def run(sparse: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = Tables(kind, sparse).double()
+        optimizer = seng.SENG(model, lr=0.05, **{"exclude": ["table"], **options})
+        for step in range(5):
+            optimizer.zero_grad(set_to_none)
+            for part in range(1 + step % 2):  # two passes at every other step
+                ids = torch.randint(10, (8, 3), generator=torch.Generator().manual_seed(10 * step + part))
+                nn.functional.cross_entropy(model(ids), ids[:, 0] % 3).backward()
+            optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    for sparse, dense in zip(run(True), run(False), strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-9, atol=1e-12)
+
+
+class Narrow(nn.Module):
+    """A branch that has lost all units of some layers, as pruning can leave it."""
+
+    def __init__(self, widths: tuple[int, ...], bias: bool) -> None:
+        super().__init__()
+        self.main = nn.Linear(4, 2)
+        pairs = zip((4, *widths), (*widths, 2), strict=True)
+        self.branch = nn.Sequential(*(nn.Linear(d_in, d_out, bias=bias) for d_in, d_out in pairs))
+        self.table, self.norm = nn.Embedding(3, widths[0]), nn.LayerNorm(widths[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        looked_up = self.norm(self.table((x[:, 0] > 0).long()))
+        return self.main(x) + self.branch[1:](self.branch[0](x) + looked_up)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("widths", [(0,), (0, 0), (3, 0), (0, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"base": "adamw"}, {"base": "muon"}, {"preset": "paper", "damping": 1.0}], ids=str
+)
+def test_layers_of_width_zero_change_nothing_for_the_rest(
+    widths: tuple[int, ...], bias: bool, options: dict[str, Any]
+) -> None:
+    if options.get("base") == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon is missing")
+    torch.manual_seed(0)
+    model = Narrow(widths, bias).double()
+    optimizer = seng.SENG(model, lr=0.01, **options)
+    named = [name for names in optimizer.preconditioner._layout.signature().values() for name in names]
+    assert named == [name for name, p in model.named_parameters() if p.numel()]
+    losses = []
+    for step in range(15):
+        optimizer.zero_grad()
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        loss = (model(x) - x[:, :2]).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    optimizer.load_state_dict(optimizer.state_dict())

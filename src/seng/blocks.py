@@ -112,13 +112,13 @@ class Layout:
 
 
 def lay_out(model: nn.Module, options: Options, call: str) -> Layout:
-    """Group the model's trainable parameters into blocks.
+    """Group the model's trainable parameters into blocks. Those without elements count as none.
 
     Raises:
         ModelError: No trainable parameter, or no supported layer among those selected.
         OptionError: A pattern of include or exclude matches no module.
     """
-    names = {parameter: _clean(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = {p: _clean(name) for name, p in model.named_parameters() if p.requires_grad and p.numel()}
     if not names:
         raise ModelError(
             call, "the model has no trainable parameters", expected="at least one", got=type(model).__name__,
@@ -196,8 +196,8 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
     }
     watched = []
     for name, module in modules:
-        held = {key: p for key, p in module._parameters.items() if p is not None}
-        own = {key: p for key, p in held.items() if p.requires_grad}
+        held = {key: p for key, p in module._parameters.items() if p is not None and p.numel()}
+        own = {key: p for key, p in held.items() if p.requires_grad and p.numel()}
         function = layer_function(module)
         wanted = tuple(key for key in ("weight", "bias") if key in own)
         if not own and (function is None or not {"weight", "bias"} & held.keys()):

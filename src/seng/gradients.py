@@ -22,6 +22,13 @@ def block_gradients(layout: Layout) -> dict[str, Grads]:
     return {name: _as_grads(layout.blocks[name], own) for name, own in used.items()}
 
 
+def densify(layout: Layout) -> None:
+    """Make sparse gradients dense: a direction also reaches rows of a table that this batch did not look up."""
+    for p in (*(p for block in layout.blocks.values() for p in block.parameters), *layout.passing.values()):
+        if p.grad is not None and p.grad.layout is not torch.strided:
+            p.grad = p.grad.to_dense()
+
+
 def targets(block: Block) -> list[Tensor | None]:
     """Return this rank's ``.grad`` of each parameter."""
     return [None if p.grad is None else own_part(p.grad) for p in block.parameters]

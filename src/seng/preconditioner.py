@@ -28,6 +28,7 @@ from .gradients import (
     all_finite,
     block_gradients,
     cuts,
+    densify,
     passing,
     present,
     square,
@@ -352,6 +353,7 @@ class Preconditioner:
                 "step()", "no gradients", expected=".grad on the model's parameters", got=None,
                 fix="Call loss.backward() before step()",
             )  # fmt: skip
+        densify(self._layout)
         return block_gradients(self._layout)
 
     def _restore_gradients(self, grads: dict[str, Grads], layers: Mapping[str, LayerIO]) -> None:

@@ -12,8 +12,8 @@ def linear(module: nn.Module, x: Tensor, g: Tensor, wanted: tuple[str, ...], tra
 
     An input without a batch dimension is one sample.
     """
-    n = x.shape[0] if x.dim() > 1 else 1
-    a, g = x.reshape(n, -1, x.shape[-1]).mT, g.reshape(n, -1, g.shape[-1]).mT
+    n, s = x.shape[0] if x.dim() > 1 else 1, x.shape[1:-1].numel()
+    a, g = x.reshape(n, s, x.shape[-1]).mT, g.reshape(n, s, g.shape[-1]).mT
     return product(a[None], g[None], 1, wanted)
 
 
