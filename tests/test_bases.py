@@ -17,7 +17,7 @@ from seng import BASES, SENG
 from seng.bases import AUXILIARY_LR, LEARNING_RATES, BaseSettings, hidden_matrices
 from seng.errors import OptionError
 
-from .runs import batch, loss_of, perceptron
+from .runs import batch, loss_of, perceptron, snapshot
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon is missing")
 SAME = 1e-12  # float64, the same operations on views of other shapes
@@ -413,3 +413,51 @@ def test_learning_rate_may_be_a_tensor(base: str, form: dict[str, Any]) -> None:
 
     for p, q in zip(run(torch.tensor(0.125, dtype=torch.float64)), run(0.125), strict=True):
         torch.testing.assert_close(p, q, rtol=SAME, atol=SAME)
+
+
+# -- a base that raises -----------------------------------------------------------------------------------------------
+
+
+class Breaking(SGD):
+    """Raises at a step, before it or with half of it done."""
+
+    def __init__(self, params: Any, at: int, late: bool):
+        super().__init__(params, lr=0.05, momentum=0.9)
+        self.at, self.late, self.taken = at, late, 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.taken += 1
+        if self.taken == self.at and self.late:
+            super().step()
+            self.param_groups[0]["lr"] = 7.0
+        if self.taken == self.at:
+            raise RuntimeError("broken")
+        return super().step()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("options", [{}, {"curvature_batch": "current", "power": 1.0}, {"ema": 0.5}], ids=str)
+def test_step_whose_base_raises_has_changed_nothing(late: bool, at: int, options: dict[str, Any]) -> None:
+    def run(breaking: bool) -> list[Tensor]:
+        model = perceptron()
+        optimizer = SENG(model, base=lambda p: Breaking(p, at if breaking else -1, late), refresh_every=2, **options)
+        for step in range(4):
+            optimizer.zero_grad()
+            loss_of(model, *batch(step)).backward()
+            if breaking and step == at - 1:
+                before = snapshot(model, optimizer), optimizer.stats().keys()
+                grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+                with pytest.raises(RuntimeError, match="broken"):
+                    optimizer.step()
+                assert (snapshot(model, optimizer), optimizer.stats().keys()) == before
+                for p, grad in zip(model.parameters(), grads, strict=True):
+                    assert p.grad is not None
+                    assert grad is not None
+                    assert torch.equal(p.grad, grad)
+                optimizer.zero_grad()
+                loss_of(model, *batch(step)).backward()
+            optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    assert all(torch.equal(p, q) for p, q in zip(run(True), run(False), strict=True))

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seng import BASES, SENG, DenseThenSparse, Exponential, Options, Preconditioner, planner
@@ -361,3 +363,103 @@ def test_training_goes_on_after_a_refused_state() -> None:
     train(model, optimizer, range(K, 2 * K))
     train(other, undisturbed, range(K, 2 * K))
     assert snapshot(model, optimizer) == snapshot(other, undisturbed)
+
+
+# -- any leaf of a state ----------------------------------------------------------------------------------------------
+
+GONE = object()
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the places of everything in a state, containers included."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+    return [place for key, item in items for place in ((*path, key), *leaves(item, (*path, key)))]
+
+
+def replaced(tree: Any, path: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+    """Return a state with one place changed."""
+    if not path:
+        return change(tree)
+    items = dict(tree) if isinstance(tree, dict) else dict(enumerate(tree))
+    items[path[0]] = replaced(items[path[0]], path[1:], change)
+    items = {key: item for key, item in items.items() if item is not GONE}
+    return items if isinstance(tree, dict) else type(tree)(items.values())
+
+
+def deep(_: Any) -> Any:
+    value: list[Any] = []
+    for _ in range(3000):
+        value = [value]
+    return value
+
+
+def filled(number: float) -> Callable[[Any], Any]:
+    def change(value: Any) -> Any:
+        return torch.full_like(value, number) if isinstance(value, Tensor) and value.is_floating_point() else number
+
+    return change
+
+
+def grown(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([value, value]) if value.dim() else value.expand(2)
+    return value + value if isinstance(value, list | tuple) else [value, value]
+
+
+def extended(value: Any) -> Any:
+    more: dict[type, Any] = {dict: {"more": 1, 99: {}}, list: [7], tuple: (7,)}
+    return value | more[dict] if isinstance(value, dict) else value + more.get(type(value), value)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "none": lambda _: None,
+    "text": lambda _: "x",
+    "nan": filled(float("nan")),
+    "inf": filled(float("inf")),
+    "zero": filled(0.0),
+    "negative": filled(-1.0),
+    "longer": grown,
+    "gone": lambda _: GONE,
+    "extended": extended,
+    "integers": lambda value: value.nan_to_num().long() if isinstance(value, Tensor) else 3,
+    "half": lambda value: value.half() if isinstance(value, Tensor) else value,
+    "transposed": lambda value: value.mT if isinstance(value, Tensor) and value.dim() > 1 else value,
+    "of one": lambda value: value.flatten()[:1] if isinstance(value, Tensor) else value,
+    "nested": deep,
+    "a large number": lambda _: 10**30,
+    "true": lambda _: True,
+    "an empty dictionary": lambda _: {},
+    "a set": lambda _: {1},
+}
+FORMS_OF_STATES = {"own": ("bases", "preconditioner"), "torch's": ("state", "param_groups"), "both": ()}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_STATES)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"base": "adamw", "power": 1.0}, {"base": torch.optim.Adafactor, "estimator": "implicit", "sketch_size": 3}],
+    ids=["sgd", "adamw", "adafactor"],
+)
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_changed_state_is_refused_or_can_be_stepped_with(
+    form: str, options: dict[str, Any], data: st.DataObject
+) -> None:
+    model, optimizer = saved_run(**options)
+    kept = FORMS_OF_STATES[form] or optimizer.state_dict().keys()
+    state = {key: value for key, value in optimizer.state_dict().items() if key in kept}
+    place = data.draw(st.sampled_from(leaves(state)))
+    change = data.draw(st.sampled_from(sorted(CHANGES)))
+    try:
+        changed = replaced(state, place, CHANGES[change])
+    except (TypeError, ValueError, RuntimeError):
+        assume(False)
+        return
+    before = snapshot(model, optimizer)
+    try:
+        optimizer.load_state_dict(changed)
+    except StateError:
+        assert snapshot(model, optimizer) == before
+    train(model, optimizer, range(K, K + 3))
+    assert all(p.isfinite().all() for p in model.parameters())
+    optimizer.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from .config import is_number
 from .errors import OptionError, choose
-from .wrappers import sharded
+from .state import FORMS, anywhere, refusal
+from .wrappers import own_part, sharded
 
 LEARNING_RATES = {"sgd": 0.1, "adamw": 0.003, "muon": 0.02}  # where none is given; factories set their own
 AUXILIARY_LR = 0.1  # learning rate of AdamW beside Muon, as a share of Muon's
@@ -112,10 +115,11 @@ def _dense(p: Tensor) -> bool:
 
 def _aligned(p: Tensor, x: Tensor) -> bool:
     """Return whether a tensor lies in memory as the parameter does."""
-    if x.layout is not torch.strided:
+    if x.layout is not torch.strided or x.shape != p.shape:
         return False
-    strides = zip(p.shape, p.stride(), x.stride(), strict=False)
-    return x.stride() == p.stride() or (x.shape == p.shape and all(a == b for size, a, b in strides if size > 1))
+    return x.stride() == p.stride() or all(
+        a == b for size, a, b in zip(p.shape, p.stride(), x.stride(), strict=True) if size > 1
+    )
 
 
 def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
@@ -197,6 +201,91 @@ def rehearse(base: Optimizer, group: dict[str, Any], p: nn.Parameter, held: dict
         double.step()
     if not bool(p.isfinite().all()):
         raise ArithmeticError("its step gives parameters that are not finite")
+
+
+@contextmanager
+def taken_back(bases: Sequence[Optimizer], go_back: Callable[[], None]) -> Iterator[None]:
+    """Take back what was done within where it raises: parameters, gradients, states of bases, and what is told.
+
+    Cost: a copy of each, while the step lasts.
+    """
+    parameters = [p for base in bases for group in base.param_groups for p in group["params"]]
+    values = [p.detach().clone() for p in parameters]
+    grads = [None if p.grad is None else (p.grad, p.grad.clone()) for p in parameters]
+    states = [{key: copy.deepcopy(held) for key, held in base.state.items()} for base in bases]
+    groups = [[dict(group) for group in base.param_groups] for base in bases]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for p, value, kept in zip(parameters, values, grads, strict=True):
+                p.copy_(value)
+                p.grad = None if kept is None else kept[0]
+                if kept is not None:
+                    kept[0].copy_(kept[1])
+        for base, state, own in zip(bases, states, groups, strict=True):
+            base.state.clear()
+            base.state.update(state)
+            for group, before in zip(base.param_groups, own, strict=True):
+                group.update(before)
+        go_back()
+        raise
+
+
+def load_base(base: Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state dict into a base, which goes on computing in the form it has.
+
+    Raises:
+        StateError: With this state the base could not take a step; it may have been loaded in part.
+    """
+    if anywhere(state, torch.isnan):
+        raise refusal("NaN in the base's state", "numbers", "NaN")
+    if {"state", "param_groups"} <= state.keys():
+        _load_groups(base, state)
+    else:  # a form of the base's own
+        base.load_state_dict(dict(state))
+
+
+def _load_groups(base: Optimizer, state: Mapping[str, Any]) -> None:
+    groups, own = state["param_groups"], base.param_groups
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in own]:
+        raise refusal("other groups of parameters", f"{len(own)} of their sizes", len(groups))
+    known = {key for group in groups for key in group["params"]}
+    if unknown := [key for key in state["state"] if isinstance(key, int) and key not in known]:
+        raise refusal("state of unknown parameters", f"{len(known)} parameters", unknown)
+    if not all(isinstance(key, str) for group in groups for key in group):
+        raise refusal("settings of the base cannot be read", "names", [sorted(map(str, group)) for group in groups])
+    forms = [{key: group[key] for key in FORMS & group.keys()} for group in own]
+    base.load_state_dict({**state, "param_groups": [g | form for g, form in zip(groups, forms, strict=True)]})
+    for group, mine in zip(base.param_groups, own, strict=True):
+        for key, value in mine.items():
+            if key in base.defaults and key != "params" and not _of_a_kind(group.get(key), value):
+                raise refusal(f"{key} of the base cannot be used", f"something like {value!r}", group.get(key))
+        if not _of_a_kind(group.get("lr", 0.0), 0.0) or group.get("lr", 0.0) < 0:
+            raise refusal("lr of the base cannot be used", "a number >= 0", group["lr"])
+        for p in group["params"] if rehearsable(base) else ():
+            _require_usable(base, group, p)
+
+
+def _of_a_kind(x: Any, like: Any) -> bool:
+    """Return whether a setting may take the place of another."""
+    if isinstance(like, tuple | list):
+        return isinstance(x, tuple | list) and len(x) == len(like) and all(map(_of_a_kind, x, like))
+    if isinstance(like, bool) or like is None or not isinstance(like, int | float | Tensor):
+        return like is None or isinstance(x, type(like))
+    return is_number(x) or (isinstance(x, Tensor) and x.numel() == 1 and bool(x.isfinite()))
+
+
+def _require_usable(base: Optimizer, group: dict[str, Any], p: Tensor) -> None:
+    """Raise StateError where the base cannot go on from what it holds of a parameter."""
+    held = {key: copy.deepcopy(own_part(x) if isinstance(x, Tensor) else x) for key, x in base.state.get(p, {}).items()}
+    probe = nn.Parameter(torch.zeros_like(own_part(p)))
+    probe.grad = torch.zeros_like(probe)
+    try:  # in the plain form, which compares shapes
+        rehearse(base, {**group, **{form: None for form in ("fused", "foreach") if form in group}}, probe, held)
+    except Exception as error:
+        shapes = {key: list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for key, x in held.items()}
+        raise refusal(f"the base could not take a step: {error}", f"state of {list(p.shape)}", shapes) from error
 
 
 def _made_by(factory: Callable[[list[nn.Parameter]], Optimizer], model: nn.Module, settings: BaseSettings) -> Optimizer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from math import isfinite
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .bases import LEARNING_RATES, BaseSettings, build_bases
+from .bases import LEARNING_RATES, BaseSettings, build_bases, load_base, rehearsable, taken_back
 from .config import Options, is_number, plain
 from .diagnostics import Coverage, LayerStats
 from .errors import OptionError, OrderError, SengError
+from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
-from .state import refusal
+from .state import refusal, relocated
 
 
 class SENG(Optimizer):
@@ -93,6 +95,21 @@ class SENG(Optimizer):
         self.bases = bases
         self._share_groups()
 
+    @property
+    def state(self) -> MutableMapping[Any, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The bases' state by parameter; changes to it are changes of theirs."""
+        return BaseStates(self.bases, self._firsts(), self.preconditioner.steps > 0)
+
+    @state.setter
+    def state(self, value: Mapping[Any, Any]) -> None:
+        for base in self.bases:
+            base.state.clear()
+        self.state.update(value)
+
+    def _firsts(self) -> list[Tensor]:
+        """Return the first parameter of each block, with which its curvature is kept."""
+        return [block.parameters[0] for block in self.preconditioner.blocks.values()]
+
     def _share_groups(self) -> None:
         """Show the bases' own groups, so that learning-rate schedulers and users act on them."""
         self.param_groups = [group for base in self.bases for group in base.param_groups]
@@ -108,7 +125,9 @@ class SENG(Optimizer):
     def step(self, closure: Callable[[], float | Tensor] | None = None) -> float | Tensor | None:  # type: ignore[override]
         """Call the closure if there is one, precondition the gradients, and take the base's step.
 
-        A step with a loss or gradient that is not finite is skipped: nothing changes but ``counters``.
+        A step with a loss or gradient that is not finite is skipped: nothing changes but ``counters``. Before the first
+        batch, a step along gradients that are all zero is the base's alone: so tools have a base lay out its state.
+        Where a base raises, parameters, gradients, momentum, curvature and counters are as before.
 
         Returns:
             The closure's loss.
@@ -119,10 +138,16 @@ class SENG(Optimizer):
                 loss = closure()
             if loss is not None and not isfinite(float(loss.detach() if isinstance(loss, Tensor) else loss)):
                 spoiled = "the loss is not finite"
-        if self.preconditioner.step(spoiled):
-            for base in self.bases:
-                base.step()
+        with self._whole_or_not_at_all():
+            if (spoiled is None and self.preconditioner.idle()) or self.preconditioner.step(spoiled):
+                for base in self.bases:
+                    base.step()
         return loss
+
+    def _whole_or_not_at_all(self) -> AbstractContextManager[None]:
+        """Take all back where a step raises. Bases of this library do not raise; only for others copies are made."""
+        strange = [base for base in self.bases if not rehearsable(base)]
+        return taken_back(strange, self.preconditioner.mark()) if strange else nullcontext()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and what was captured along with them."""
@@ -146,12 +171,35 @@ class SENG(Optimizer):
         """Remove the hooks from the model."""
         self.preconditioner.close()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return bases, counters and curvature: tensors and plain values only."""
-        return {
-            "bases": [base.state_dict() for base in self.bases],
-            "preconditioner": self.preconditioner.state_dict(),
-        }
+    def state_dict(self, *, curvature: bool = True) -> dict[str, Any]:
+        """Return bases, counters and curvature: tensors and plain values only.
+
+        "bases" and "preconditioner" hold each part's own state; "state" and "param_groups" the same as ``torch.optim``
+        lays it out, so that its tools can read it. Each pair alone can be loaded.
+
+        Args:
+            curvature: Whether to include curvature, the largest part. A run that resumes without it refreshes at its
+                first step.
+        """
+        for pre_hook in self._optimizer_state_dict_pre_hooks.values():
+            pre_hook(self)
+        preconditioner = self.preconditioner.state_dict()
+        preconditioner = preconditioner if curvature else relocated(preconditioner, None, {})
+        bases = [base.state_dict() for base in self.bases]
+        state: dict[str, Any] = {"bases": bases, "preconditioner": preconditioner}
+        if all({"state", "param_groups"} <= base.keys() for base in bases):
+            state["bases"] = numbered(bases)
+            state |= merged(state["bases"], preconditioner, self._places())
+        for post_hook in self._optimizer_state_dict_post_hooks.values():
+            changed = post_hook(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def _places(self) -> dict[str, tuple[int, torch.device]]:
+        """Return number and device of each block's first parameter, of those that a base has."""
+        numbers = {p: k for k, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        firsts = zip(self.preconditioner.blocks, self._firsts(), strict=True)
+        return {name: (numbers[p], p.device) for name, p in firsts if p in numbers}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuse copies and pickles, which would leave the hooks and the curvature behind."""
@@ -167,38 +215,48 @@ class SENG(Optimizer):
         Raises:
             StateError: The state is truncated, foreign, of another version or another model; nothing has changed then.
         """
-        self._check(state_dict)
-        before = [base.state_dict() for base in self.bases]
+        for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
+        before = [dict(vars(base)) for base in self.bases]
         try:
-            for base, state in zip(self.bases, state_dict["bases"], strict=True):
-                base.load_state_dict(state)
-                _require_fitting(base)
-            self.preconditioner.load_state_dict(state_dict["preconditioner"])
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            for base, state in zip(self.bases, before, strict=True):
-                base.load_state_dict(state)
+            bases, preconditioner = self._parts(state_dict)
+            for base, state in zip(self.bases, bases, strict=True):
+                load_base(base, state)
+            self.preconditioner.load_state_dict(preconditioner)
+        except Exception as error:
+            for base, held in zip(self.bases, before, strict=True):
+                vars(base).clear()
+                vars(base).update(held)
             if isinstance(error, SengError):
                 raise
-            raise refusal("the base optimizer cannot read it", "its own state", str(error)) from error
+            raise refusal("it cannot be read", "its own state", f"{type(error).__name__}: {error}") from error
         finally:
             self._share_groups()
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
 
-    def _check(self, state: Any) -> None:
-        if not isinstance(state, dict) or not {"bases", "preconditioner"} <= set(state):
-            got = sorted(state) if isinstance(state, dict) else type(state).__name__
-            raise refusal("not a whole state of seng", "keys 'bases' and 'preconditioner'", got)
-        if not isinstance(state["bases"], list) or len(state["bases"]) != len(self.bases):
-            raise refusal("other base optimizers", f"{len(self.bases)} states", len(state["bases"]))
-
-
-def _require_fitting(base: Optimizer) -> None:
-    """Raise StateError where a loaded state holds a tensor that is no scalar and does not fit its parameter."""
-    for parameter, state in base.state.items():
-        for key, value in state.items():
-            fits = isinstance(value, Tensor) and value.numel() in (1, parameter.numel())
-            if not fits and not (value is None or isinstance(value, int | float)):
-                got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise refusal(f"the base's {key} does not fit", f"{list(parameter.shape)}", got)
+    def _parts(self, state: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Return the state of each base and of the preconditioner."""
+        keys = set(state) if isinstance(state, dict) else set()
+        own, torchs = {"bases", "preconditioner"}, {"state", "param_groups"}
+        if not (own <= keys or (torchs <= keys and not own & keys)):
+            got = sorted(map(str, keys)) if isinstance(state, dict) else type(state).__name__
+            raise refusal("not a whole state of seng", f"keys {sorted(own)} or {sorted(torchs)}", got)
+        if not own <= keys:
+            return split(state, self.bases, self.preconditioner.state_dict()["layout"])
+        bases, preconditioner = state["bases"], state["preconditioner"]
+        if not isinstance(bases, list) or len(bases) != len(self.bases):
+            got = len(bases) if isinstance(bases, list) else type(bases).__name__
+            raise refusal("other base optimizers", f"{len(self.bases)} states", got)
+        layout = self.preconditioner.state_dict()["layout"]
+        if isinstance(preconditioner, dict) and preconditioner.get("layout", layout) != layout:
+            raise refusal("a state of another model", layout, preconditioner["layout"])
+        if torchs & keys:
+            given = {key: state.get(key) for key in torchs}
+            if not alike(merged(numbered(bases), preconditioner, self._places()), given):
+                raise refusal("its two forms differ", f"the same in {sorted(own)} and {sorted(torchs)}", "another")
+        return bases, preconditioner
 
 
 def _value(lr: Any) -> Any:

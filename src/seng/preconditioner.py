@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import weakref
 from collections import Counter
@@ -157,6 +158,11 @@ class Preconditioner:
     @property
     def _curvature(self) -> dict[str, Curvature]:
         return self._refreshes.curvature
+
+    @property
+    def blocks(self) -> dict[str, Block]:
+        """What is preconditioned together, by name."""
+        return self._layout.blocks
 
     @property
     def strategy(self) -> Strategy:
@@ -401,6 +407,26 @@ class Preconditioner:
         held = self._reach.held() if self._reach.known else set(self._curvature)
         return coverage(self._layout, self._sharing.choices, held, self._samples.refused)
 
+    def mark(self) -> Callable[[], None]:
+        """Return a function that takes counters and curvature back to what they are now."""
+        holders = (self, self._refreshes, self._reach, self._thin, self._sharing, self._samples, self._events)
+        held = [(vars(holder), {key: _kept(value) for key, value in vars(holder).items()}) for holder in holders]
+        armed, plan = self._capture.armed, self.strategy.plan
+
+        def go_back() -> None:
+            for own, before in held:
+                own.update(before)
+            self._capture.armed, self.strategy.plan = armed, plan
+
+        return go_back
+
+    def idle(self) -> bool:
+        """Return whether there is nothing to do: no curvature, nothing captured, and gradients that are all zero."""
+        if self._step > 0 or self._last_refresh >= 0 or self._capture.holds_records:
+            return False
+        grads = [g for own in present(self._layout).values() for g in own] + passing(self._layout)
+        return bool(grads) and not any(bool(square(g)) for g in grads)
+
     def skip(self, reason: str) -> bool:
         """Count a step that was not taken, and forget its captured batch. Returns False."""
         self._capture.clear()
@@ -453,3 +479,7 @@ class Preconditioner:
 def _witnesses(layout: Layout, reweighted: frozenset[str]) -> list[nn.Parameter]:
     """Return parameters that have a gradient after backward where those of reweighted layers have none."""
     return [p for name, block in layout.blocks.items() if name not in reweighted for p in block.parameters]
+
+
+def _kept(value: Any) -> Any:
+    return copy.copy(value) if isinstance(value, dict) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -12,15 +12,18 @@ from torch import Tensor
 from .blocks import Block
 from .curvature import Curvature
 from .distributed import Strategy
-from .errors import StateError
+from .errors import SengError, StateError
 from .factors import FACTOR_TYPES
 from .refreshing import Carriers, Move, Place, move
 from .sketch import SKETCH_TYPES
 from .solve import SOLVE_TYPES
+from .wrappers import own_part
 
 TYPES: dict[str, type] = {**FACTOR_TYPES, **SKETCH_TYPES, **SOLVE_TYPES, "Curvature": Curvature, "Place": Place}
 VERSION = 1
 PLAIN: dict[str, type] = {"step": int, "last_refresh": int, "seed": int, "counters": dict, "curvature": dict}
+FORMS = frozenset({"fused", "foreach", "capturable", "differentiable"})  # how a base computes: each run's own affair
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 Signature = dict[str, dict[str, list[int]]]
 
@@ -69,6 +72,15 @@ def read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
     Raises:
         StateError: The state is truncated, foreign, of another version or of another model.
     """
+    try:
+        return _read(state, signature, blocks)
+    except UNREADABLE as error:
+        if isinstance(error, SengError):
+            raise
+        raise refusal("it cannot be read", "its own state", f"{type(error).__name__}: {error}") from error
+
+
+def _read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
     keys = {"version", "layout", *PLAIN}
     if not isinstance(state, dict) or not keys <= set(state):
         got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
@@ -78,10 +90,19 @@ def read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
     if not isinstance(state["layout"], dict) or state["layout"] != signature:
         raise refusal("a state of another model", signature, state["layout"])
     for key, kind in PLAIN.items():
-        if not isinstance(state[key], kind):
+        if type(state[key]) is not kind:
             raise refusal(f"{key} cannot be read", kind.__name__, type(state[key]).__name__)
-    if not all(isinstance(count, int) for count in state["counters"].values()):
+    if (
+        not 0 <= state["step"] < 2**63
+        or not -1 <= state["last_refresh"] <= state["step"]
+        or not 0 <= state["seed"] < 2**63
+    ):
+        got = {key: state[key] for key in ("step", "last_refresh", "seed")}
+        raise refusal("numbers out of range", "step and seed >= 0, last_refresh from -1 to step", got)
+    if not all(isinstance(name, str) and type(count) is int for name, count in state["counters"].items()):
         raise refusal("counters cannot be read", "integers", state["counters"])
+    if anywhere(state, lambda x: ~x.isfinite()):
+        raise refusal("it holds what is not finite", "finite numbers", "NaN or inf")
     if not set(state["curvature"]) <= set(blocks):
         raise refusal("curvature of unknown layers", sorted(blocks), list(state["curvature"]))
     curvature = {name: _curvature(packed, blocks[name]) for name, packed in state["curvature"].items()}
@@ -124,6 +145,20 @@ def refusal(problem: str, expected: object, got: object, layer: str | None = Non
     """Return the error of a state that cannot be loaded."""
     fix = "Load the state of this model and base, saved by this version of seng"
     return StateError("load_state_dict()", problem, expected=str(expected), got=got, layer=layer, fix=fix)
+
+
+def anywhere(value: Any, test: Callable[[Tensor], Tensor]) -> bool:
+    """Return whether a test of numbers is true of any in a state."""
+    if isinstance(value, Mapping):
+        return any(anywhere(item, test) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(anywhere(item, test) for item in value)
+    if isinstance(value, float):
+        return bool(test(torch.tensor(value)))
+    if not isinstance(value, Tensor):
+        return False
+    part = own_part(value)
+    return (part.is_floating_point() or part.is_complex()) and bool(test(part).any())
 
 
 def pack(value: Any) -> Any:
@@ -178,15 +213,16 @@ def _curvature(packed: Any, block: Block) -> Curvature:
 
 
 def _works(curvature: Curvature, block: Block) -> bool:
-    """Apply the curvature to a zero gradient: what does not fit together fails, or gives another shape."""
+    """Apply the curvature to a gradient: what does not fit together fails, or gives another shape or no number."""
     factor, state, dtype = curvature.factor, curvature.state, block.compute_dtype
     scalars = all(x.shape == () and x.dtype == dtype for x in (curvature.mean, curvature.damping))
-    counts = isinstance(curvature.samples, int) and isinstance(curvature.step, int)
+    counts = type(curvature.samples) is int and type(curvature.step) is int and curvature.samples >= 0
     if factor is None:
         return scalars and counts
-    zeros = tuple(torch.zeros(p.shape, dtype=dtype, device=p.device) for p in block.parameters)
-    z = state.coefficients(factor.mv(zeros), curvature.damping, 1.0)
-    factor.add_rmv_(zeros, z)
+    grads = tuple(torch.ones(p.shape, dtype=dtype, device=p.device) for p in block.parameters)
+    z = state.coefficients(factor.mv(grads), curvature.damping, 1.0)
+    factor.add_rmv_(grads, z)
     sizes = [rows * columns for rows, columns in factor.shapes]
     fits = sizes == [p.numel() for p in block.parameters] and state.matvec(z).shape == (factor.n,)
-    return scalars and counts and fits
+    positive = bool(curvature.mean > 0) and bool(curvature.damping > 0)
+    return scalars and counts and fits and positive and all(bool(x.isfinite().all()) for x in (*grads, z))
