@@ -97,4 +97,8 @@ def frozen(value: Any) -> Any:
 
 def snapshot(model: nn.Module, optimizer: SENG | Preconditioner) -> Any:
     """Everything that must not change when something is refused: parameters, curvature, momentum, counters."""
-    return frozen([model.state_dict(), optimizer.state_dict()])
+    state = optimizer.state_dict()
+    state = {
+        key: value for key, value in state.items() if key not in ("state", "param_groups")
+    }  # the same in another form
+    return frozen([model.state_dict(), state])

@@ -403,7 +403,7 @@ def filled(number: float) -> Callable[[Any], Any]:
 def grown(value: Any) -> Any:
     if isinstance(value, Tensor):
         return torch.cat([value, value]) if value.dim() else value.expand(2)
-    return value + value if isinstance(value, list | tuple) else [value, value]
+    return [*value, *value] if isinstance(value, list | tuple) else [value, value]
 
 
 def extended(value: Any) -> Any:

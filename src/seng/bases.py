@@ -68,6 +68,7 @@ class _FusedWhereRight(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        """Take a step, each group in the form that is right for it."""
         plain = [group for group in self.param_groups if group["fused"] and not self._fusable(group)]
         for group in plain:
             group["fused"] = None  # torch then chooses between its other two forms

@@ -95,8 +95,8 @@ class SENG(Optimizer):
         self.bases = bases
         self._share_groups()
 
-    @property
-    def state(self) -> MutableMapping[Any, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    @property  # type: ignore[override]
+    def state(self) -> MutableMapping[Any, Any]:  # pyright: ignore
         """The bases' state by parameter; changes to it are changes of theirs."""
         return BaseStates(self.bases, self._firsts(), self.preconditioner.steps > 0)
 
