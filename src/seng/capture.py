@@ -326,7 +326,10 @@ class Capture:
         return tuple(
             key
             for key, p in own
-            if isinstance(p, Tensor) and p.numel() and key in module._parameters and (p.requires_grad or any(p is q for q in held))
+            if isinstance(p, Tensor)
+            and p.numel()
+            and key in module._parameters
+            and (p.requires_grad or any(p is q for q in held))
         )
 
     def _leaves(self, module: nn.Module, wanted: tuple[str, ...]) -> tuple[Node, ...]:
