@@ -201,7 +201,8 @@ class Preconditioner:
         if refresh.fresh:
             refresh.shared()
             refresh.at_once()
-        updates, done = self.strategy.updates(present(self._layout), cuts(self._layout)), set()
+        travelling = {name: own for name, own in present(self._layout).items() if name not in self._thin}
+        updates, done = self.strategy.updates(travelling, cuts(self._layout)), set()
         for name, block in self._layout.blocks.items():
             if refresh.fresh:
                 refresh.block(name)

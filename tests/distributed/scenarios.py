@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -207,6 +208,44 @@ def few_exact(rank: int, world: int) -> dict[str, float]:
     for strategy in ("global", "sharded"):
         pairs = zip(together(strategy, EXACT["defaults"], rank, world), reference, strict=rank == 0)
         found[strategy] = max((float((a - b).norm() / b.norm()) for a, b in pairs), default=0.0)
+    return found
+
+
+NEVER_THIN = Rates(flops=1.0, bandwidth=1e18)  # bytes cost nothing: corrections travel whole
+PLANS: dict[str, tuple[Callable[[int, int], int], Any]] = {  # samples by step and rank, and refresh_every
+    "thin at last": (lambda step, rank: 5 + rank, lambda step: 1 if step < 4 else 6),
+    "thin at first": (lambda step, rank: 5 + rank, lambda step: 20 if step < 4 else 1),
+    "sizes": (lambda step, rank: (2, 12, 3, 4)[step // 4 % 4] + rank, 4),
+}
+
+
+def plans_change(rank: int, world: int) -> dict[str, Any]:
+    """Blocks whose thin factors travel for a while: difference from corrections that travel whole, and hashes."""
+    found: dict[str, Any] = {}
+    for (name, (count, every)), batches in product(PLANS.items(), ("previous", "current")):
+        ends = []
+        for rates in (BYTES_ALONE, NEVER_THIN):
+            model, counts = Net(), set[int]()
+            options = {**LOCAL["thin"], "refresh_every": every, "curvature_batch": batches}
+            pre = Preconditioner(model, distributed="local", **options)
+            pre.strategy.given_rates = rates
+            for step in range(16):
+                model.zero_grad()
+                n, total = count(step, rank), sum(count(step, other) for other in range(world))
+                generator = torch.Generator().manual_seed(100 * step + rank)
+                ids = torch.randint(7, (n, 4), generator=generator)
+                y = torch.randn(n, 3, generator=generator, dtype=torch.float64)
+                (losses(model, ids, y).sum() * world / total).backward()
+                average(model, world)
+                pre.step()
+                descend(model)
+                counts.add(len(pre.plan.thin))
+            pre.close()
+            ends.append(
+                (torch.cat([p.detach().reshape(-1) for p in model.parameters()]), hashed(model), sorted(counts))
+            )
+        (thin, digest, counts), (whole, _, none) = ends
+        found[f"{name}, {batches}"] = [float((thin - whole).norm() / whole.norm()), digest, counts, none]
     return found
 
 

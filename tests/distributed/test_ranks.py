@@ -44,6 +44,19 @@ def test_local_is_the_mean_of_directions_taken_one_by_one(laws: dict[int, Outcom
     assert laws[world].good()[0]["averaged"][setting] <= EQUAL
 
 
+@pytest.mark.parametrize("batches", ["previous", "current"])
+@pytest.mark.parametrize("case", ["thin at last", "thin at first", "sizes"])
+def test_plans_that_change_between_thin_and_whole_change_no_direction(
+    laws: dict[int, Outcome], case: str, batches: str
+) -> None:
+    first, second = (result["plans_change"][f"{case}, {batches}"] for result in laws[2].good())
+    assert first == second  # by their hashes, bit for bit
+    error, _, thin, whole = first
+    assert error <= EQUAL
+    assert min(thin) < max(thin)
+    assert whole == [0]
+
+
 def test_replicas_stay_bit_equal_for_a_hundred_steps(laws: dict[int, Outcome]) -> None:
     first, second = (result["replicas"] for result in laws[2].good())
     assert first == second

@@ -42,7 +42,7 @@ class Local(Ranks):
         if cuts:
             everyone = range(self.world)
             return Reassembled(self.wire, gradients, cuts, lambda name: everyone, lambda name: everyone, self.device)
-        return _Averaged(self.wire, {name: own for name, own in gradients.items() if name not in self.plan.thin})
+        return _Averaged(self.wire, gradients)
 
 
 class _Averaged(Updates):

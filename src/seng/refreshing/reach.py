@@ -33,7 +33,7 @@ class Reach:
         self._own[name] = (curvature.mean, curvature.factor is not None)
 
     def forget(self, name: str) -> None:
-        """Take note that a block has no curvature any more."""
+        """Take note that this rank has let go of a block's curvature."""
         self._own.pop(name, None)
 
     def share(self, strategy: Strategy) -> None:

@@ -140,6 +140,7 @@ class Refresh(NoRefresh):
     def __init__(self, refreshes: Refreshes, incoming: Incoming, step: int):
         self._all, self._incoming, self._step = refreshes, incoming, step
         self.fresh = refreshes.sharing.options.curvature_batch == "current" or not refreshes.reach.begun
+        refreshes.thin.prepare(incoming.refreshed, refreshes.sharing.strategy.plan.thin, self.fresh)
 
     def block(self, name: str) -> None:
         if name not in self._incoming.alone:
@@ -162,14 +163,17 @@ class Refresh(NoRefresh):
         if name not in sharing.strategy.plan.thin:
             return self._incoming.take(block)
         everyones, choice = self._incoming.take_each(block), sharing.choices[name]
-        carriers = [
-            factor_of(block, parts, choice, pool, sharing.options, self._step)[0].carrier() if parts else None
-            for parts, pool in everyones
-        ]
-        self._all.thin.prepare(name, tuple(carriers))
-        if self.fresh:
-            self._all.thin.adopt()
-        return everyones[sharing.strategy.rank]
+        carriers = self._all.thin.take(
+            name,
+            tuple(
+                factor_of(block, parts, choice, pool, sharing.options, self._step)[0].carrier() if parts else None
+                for parts, pool in everyones
+            ),
+        )
+        rank = sharing.strategy.rank
+        if carriers[rank] is None and self._all.curvature.pop(name, None) is not None:
+            self._all.reach.forget(name)  # no rank could follow it
+        return everyones[rank]
 
     def shared(self) -> None:
         if self._incoming.shared:

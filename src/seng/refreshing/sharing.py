@@ -93,6 +93,7 @@ class Incoming:
         shared: Blocks whose curvature all ranks make, each a part of the work.
         take: Gives every rank's parts of a block, or this rank's alone.
         strategy: Whose ranks they are.
+        refreshed: Blocks of which some rank has samples.
     """
 
     def __init__(
@@ -102,8 +103,9 @@ class Incoming:
         shared: set[str],
         take: Callable[[str], list[BlockParts]],
         strategy: Strategy,
+        refreshed: set[str],
     ):
-        self.alone, self.shared = alone, shared
+        self.alone, self.shared, self.refreshed = alone, shared, refreshed
         self._samples, self._take, self._strategy = samples, take, strategy
 
     def take(self, block: Block) -> tuple[BlockParts, Pool]:
@@ -334,7 +336,11 @@ class Sharing:
 
         arrived = {name for name in specs if strategy.holds(name)}
         shared = {name for name in arrived if strategy.pooled and name not in strategy.plan.apart}
-        return Incoming(census.samples, (arrived - shared) | (set(members) - set(specs)), shared, take, strategy)
+        alone, refreshed = (
+            (arrived - shared) | (set(members) - set(specs)),
+            {name for own in census.frames for name in own},
+        )
+        return Incoming(census.samples, alone, shared, take, strategy, refreshed)
 
     def _maker(
         self, block: Block, own: Mapping[int, LayerIO], form: str, choice: Choice, step: int

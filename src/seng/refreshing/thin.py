@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -26,20 +26,39 @@ class ThinCorrections:
     def __init__(self, layout: Layout):
         self.carriers: dict[str, Carriers] = {}
         self._next: dict[str, Carriers] = {}
+        self._fresh: set[str] = set()  # blocks whose factors the refresh under way will hand on
         self._layout = layout
         self._said: dict[str, Tensor] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self.carriers
+        """Whether a block's corrections travel as thin factors in the step under way."""
+        return name in self.carriers or name in self._fresh
 
-    def prepare(self, name: str, carriers: Carriers) -> None:
-        """Keep the factors of a refresh until ``adopt``: the step under way may still need the old ones."""
-        self._next[name] = carriers
+    def prepare(self, refreshed: Iterable[str], thin: Container[str], fresh: bool) -> None:
+        """Begin a refresh; the same on all ranks.
+
+        Args:
+            refreshed: The blocks that get new curvature.
+            thin: Those whose thin factors travel.
+            fresh: Whether the step under way is to use the new ones, not those held before.
+        """
+        self._next = {name: self.carriers.get(name, ()) if name in thin else () for name in refreshed}
+        if fresh:
+            self._fresh = {name for name in refreshed if name in thin}
+            self.carriers = {name: own for name, own in self.carriers.items() if name not in self._next}
+
+    def take(self, name: str, factors: Carriers) -> Carriers:
+        """Keep the factors of a block's refresh; those of ranks without samples stay what they were. Returns them."""
+        before = self._next[name] or (None,) * len(factors)
+        self._next[name] = tuple(new or old for new, old in zip(factors, before, strict=True))
+        if name in self._fresh:
+            self.carriers[name] = self._next[name]
+        return self._next[name]
 
     def adopt(self) -> None:
         """Use the factors of the last refresh from now on."""
-        self.carriers |= self._next
-        self._next = {}
+        self.carriers = {name: own for name, own in (self.carriers | self._next).items() if own}
+        self._next, self._fresh = {}, set()
 
     def say(self, name: str, z: Tensor, multiplier: Tensor) -> None:
         """Note this rank's part of a step."""
