@@ -168,7 +168,12 @@ def pack(value: Any) -> Any:
         return {"type": kind, **{field.name: pack(getattr(value, field.name)) for field in fields(value)}}
     if isinstance(value, tuple):
         return tuple(pack(item) for item in value)
-    return value
+    return _alone(value) if isinstance(value, Tensor) else value
+
+
+def _alone(x: Tensor) -> Tensor:
+    """Return a tensor without the buffer that it came in: torch saves those whole, and refuses views of two dtypes."""
+    return x.clone() if x.is_contiguous() and x.untyped_storage().nbytes() > x.nbytes else x
 
 
 def unpack(packed: Any, device: torch.device) -> Any:

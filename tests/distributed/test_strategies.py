@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,30 @@ def test_unknown_strategy_is_refused(given: str, closest: str | None) -> None:
     names = r"'auto' \| 'none' \| 'local' \| 'global' \| 'sharded'"
     with pytest.raises(OptionError, match=rf"unknown distributed: expected {names}, got '{given}'\. {fix}\."):
         Preconditioner(network(), distributed=given)
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "none"])
+def test_state_holds_no_more_than_its_tensors(name: str, one_process: None) -> None:
+    """Samples arrive in one buffer, ids and floats; torch saves what is behind a view, and refuses views of two dtypes."""
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
+    pre = Preconditioner(model, distributed=name)
+    model(torch.randint(5, (4, 2))).pow(2).sum(1).mean().backward()
+    pre.step()
+    state, file = pre.state_dict(), BytesIO()
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in _tensors(state))
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    for x, y in zip(_tensors(state), _tensors(loaded), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+    pre.close()
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    items = state.values() if isinstance(state, dict) else state if isinstance(state, tuple | list) else ()
+    return [x for item in items for x in _tensors(item)]
 
 
 def _never(*args: Any) -> Solution:
