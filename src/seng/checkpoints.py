@@ -69,6 +69,7 @@ def save(
     reads it once for the checksums.
     """
     preconditioner, bases = _parts_of(optimizer)
+    preconditioner.meet("checkpoints.save()", folder=folder)
     rank, tensors = preconditioner.strategy.rank, _model_tensors(model)
     names = _names(model)
     plain: dict[str, Any] = {"extra": dict(extra or {}), "bases": []}
@@ -144,7 +145,7 @@ def _restore(kept: Kept, model: nn.Module, preconditioner: Preconditioner, bases
     state = kept.filled(plain["preconditioner"])
     if state["layout"] == preconditioner.state_dict()["layout"]:  # else load_state_dict() names the layers
         kept.require(tensors)
-    moved = move(unpack(state["place"], torch.device("cpu")), kept.held(), strategy.candidates())
+    moved = move(unpack(state["place"], torch.device("cpu")), kept.held(), preconditioner.offered)
     sources = moved.sources if moved else {}
     thin = dict.fromkeys(moved.place.thin, strategy.rank) if moved else {}
     parts = [kept.blocks(part, wanted) for part, wanted in zip(BLOCKS, (sources, thin), strict=True)]
@@ -242,6 +243,7 @@ class Kept:
 def _parts_of(optimizer: SENG | Preconditioner) -> tuple[Preconditioner, list[Optimizer]]:
     whole = isinstance(optimizer, SENG)
     preconditioner, bases = (optimizer.preconditioner, optimizer.bases) if whole else (optimizer, [])
+    preconditioner.join_ranks("checkpoints")
     if several_ranks() and preconditioner.strategy.world == 1:
         raise refusal("ranks that keep to themselves", "a strategy of several ranks", "distributed='none'")
     return preconditioner, bases

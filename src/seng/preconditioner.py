@@ -6,7 +6,7 @@ import copy
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,8 +21,8 @@ from .config import Options
 from .curvature import Curvature, as_captured, block_io
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .direction import MeanProjection, Seen, direction, project
-from .distributed import Batch, Plan, Strategy, Updates, strategy_for
-from .errors import OrderError
+from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
+from .errors import OrderError, RankError
 from .events import Events
 from .factors import Kronecker
 from .gradients import (
@@ -40,7 +40,7 @@ from .gradients import (
 )
 from .hooks import recorders
 from .planner import require_known
-from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections
+from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections, go_on
 from .samples import NAMED, Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
@@ -95,7 +95,7 @@ class Preconditioner:
         self._model = unwrap(model, call)
         self._events = Events()
         layout = lay_out(self._model, chosen, call)
-        strategy = strategy_for(chosen.distributed, call, chosen.wire_dtype, layout.cut_among)
+        strategy = strategy_so_far(chosen.distributed, call, chosen.wire_dtype, layout.cut_among)
         self._warn_unsupported(layout)
         self._reweighted = reweightable(layout) if chosen.reweight else frozenset()
         self._capture = Capture(layout.watched, self._reweighted, self._model, _witnesses(layout, self._reweighted))
@@ -126,14 +126,17 @@ class Preconditioner:
         if self._layout.sharded or self._layout.describes(self._model):  # fully_shard swaps parameters all the time
             return
         layout, old, curvature = lay_out(self._model, self.options, call), self._layout, self._curvature
-        span, carriers = self.span, self._thin.carriers
         kept = {name for name, block in layout.blocks.items() if block.same_as(old.blocks.get(name))}
+        kept &= curvature.keys() if self.strategy.world == 1 else set()
+        span = self.span
         self._capture.watch(layout.watched)
-        self._use(layout, self.options, self.strategy)
+        self._use(layout, self.options, self._sharing.asked)
         self.span = span
-        self._refreshes.curvature |= {name: own for name, own in curvature.items() if name in kept}
-        self._thin.carriers = {name: own for name, own in carriers.items() if name in kept}
-        self._reach.restore(self._curvature, self.strategy)
+        for name in kept:
+            self._refreshes.curvature[name] = curvature[name]
+            self._reach.note(name, curvature[name])
+        if self.strategy.world == 1:
+            self._reach.share(self.strategy)
         if kept != set(layout.blocks):
             self._last_refresh = -1  # what is new gets its curvature at the next step that has its samples
 
@@ -169,6 +172,11 @@ class Preconditioner:
         """What ranks do together."""
         return self._sharing.strategy
 
+    @property
+    def offered(self) -> Sequence[Strategy]:
+        """The strategies that the option leaves to choose from."""
+        return self._sharing.offered
+
     # -- the algorithm ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -188,15 +196,15 @@ class Preconditioner:
             CaptureError: A layer's input was overwritten in place before it could be used.
             RankError: Another rank raised an error, is gone, or has other options.
         """
-        self.strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
+        self.join_ranks("step()")
         ready, agreed = self.strategy.together(partial(self._prepare, spoiled))
-        due = self._refresh_due()
-        if not due:  # meanwhile the ranks agree
+        if self._reach.known and not self._refresh_due():  # meanwhile the ranks agree
             self._solve_ahead(ready)
         if not agreed():
             return self.skip(spoiled or "a gradient is not finite")
-        if not self._reach.known:
-            self._reach.share(self.strategy)
+        if not self._reach.known and not self._go_on(ready.taken.samples):
+            return self.skip("curvature is made anew, and the batch was not captured for it")
+        due = self._refresh_due()
         refresh = self._begin_refresh(ready) if due else NoRefresh()
         if refresh.fresh:
             refresh.shared()
@@ -231,6 +239,43 @@ class Preconditioner:
             self._reach.forget(name)
         idle = taken.samples == 0 and not any(bool(square) for square in ready.squares.values())
         return self._refreshes.begin(taken.members, taken.samples, self._step, self._samples.refused, idle)
+
+    def join_ranks(self, call: str) -> None:
+        """Take up the ranks that there are now; the step after it agrees with them on what is held.
+
+        Raises:
+            OptionError: The strategy needs ranks, and there are none.
+        """
+        if self._sharing.settle(call):
+            self._reach.known = self._last_refresh < 0 and self._reach.known
+        self.strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
+
+    def meet(self, call: str, **facts: object) -> None:
+        """Make sure that all ranks are at this call, and agree on what is held. A collective call.
+
+        Raises:
+            RankError: Another rank is gone, or at another call or step, or has other facts.
+        """
+        self.join_ranks(call)
+        told = {"call": call, "step": self._step, "state_loaded": not self._reach.known, **facts}
+        batch = Batch(torch.tensor(True), lambda: {name: str(value) for name, value in told.items()})
+        if not self.strategy.together(lambda: (None, batch))[1]():
+            raise RankError(
+                call, "another rank is at a step", expected="this call on every rank", got="a step that is not finite",
+                fix="Let all ranks take every step together",
+            )  # fmt: skip
+        if not self._reach.known:
+            self._go_on(0)
+
+    def _go_on(self, samples: int) -> bool:
+        """Go on with the curvature held where all ranks can, else have it made anew: False if that has to wait."""
+        kept, captured = go_on(self._refreshes, self._last_refresh, samples if self._capture.armed else -1)
+        self._reach.share(self.strategy)
+        if not kept:
+            if self._step:
+                self._events.count("remade_curvature", "the curvature held is not that of these ranks: it is made anew")
+            self._last_refresh, self._capture.armed = -1, True
+        return kept or captured
 
     def _share(self, updates: Updates, ready: Ready, done: set[str]) -> None:
         """Combine the ranks' directions, and scale what no curvature of any rank reaches."""
@@ -322,7 +367,7 @@ class Preconditioner:
         if spoiled is not None:
             return Ready({}, {}, Taken()), Batch(torch.tensor(False), dict)
         self.options.require_schedules(self._step)
-        due = self._refresh_due()
+        due = self._capture.armed or self._refresh_due()
         if due:
             self._follow_model("step()")
         grads = self._gradients()
@@ -334,8 +379,8 @@ class Preconditioner:
 
     def _told(self) -> dict[str, str]:
         """Return what must be alike on all ranks."""
-        position = {"gradients": len(present(self._layout)), "curvature_known": self._reach.known}
-        return self._facts.at(self.options, self._step, last_refresh=self._last_refresh, **position)
+        position = {"gradients": len(present(self._layout)), "state_loaded": not self._reach.known}
+        return self._facts.at(self.options, self._step, **position)
 
     def _warn_unsupported(self, layout: Layout) -> None:
         chosen = ("excluded", "not included")
@@ -459,22 +504,22 @@ class Preconditioner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, so that training continues bit for bit.
 
-        Curvature of all ranks' samples fits only the strategy and the number of ranks it was made by; where those are
-        others, the next step begins with a refresh.
+        At the next step the ranks agree on the curvature they have loaded: where each has its own state, or states hold
+        what all of them need, they go on with it, else that step refreshes it. So one rank's state serves all.
 
         Raises:
-            StateError: The state is truncated, foreign, of another version, model or rank; nothing has changed then.
+            StateError: The state is truncated, foreign, of another version or model; nothing has changed then.
         """
         held = read(state, self._layout.signature(), self._layout.blocks)
-        fits = self._sharing.resume(held.place)
+        self._sharing.resume(held.place)
         self.options = self.options.with_(seed=held.seed)
-        self._step, self._last_refresh = held.step, held.last_refresh if fits else -1
+        self._step, self._last_refresh = held.step, held.last_refresh
         self._events.counts, self._uses = Counter(held.counters), {}
-        self._refreshes.curvature = held.curvature if fits else {}
-        self._thin.carriers = held.carriers if fits and self.strategy.plan.thin else {}
-        self._reach.restore(self._curvature, self.strategy)
+        self._refreshes.curvature, self._thin.carriers = held.curvature, held.carriers
+        self._reach.restore(self._curvature)
         self._capture.clear()
-        self._capture.armed = self._refresh_due()
+        alone = self.strategy.world == 1 and self._sharing.moved(self._curvature, held.carriers) is not None
+        self._capture.armed = self._refresh_due() or not alone  # other ranks may have loaded what does not serve
 
 
 def _witnesses(layout: Layout, reweighted: frozenset[str]) -> list[nn.Parameter]:

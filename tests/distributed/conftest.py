@@ -38,6 +38,15 @@ MOVES = {  # one after the other, in one folder
     "loaded by 2": Job(2, ("moves.loading", "moves.crossing", "moves.damaged")),
     "loaded by 3": Job(3, ("moves.loading",)),
 }
+RESUMES = {  # one after the other, in one folder
+    "2": Job(2, ("resumes.loaded", "resumes.loaded_in_place", "resumes.disagreeing", "resumes.kept")),
+    "3": Job(3, ("resumes.loaded", "resumes.kept")),
+    "1, taken": Job(1, ("resumes.kept", "resumes.taken")),
+    "2, taken": Job(2, ("resumes.taken",)),
+    "3, taken": Job(3, ("resumes.taken",)),
+    "2, groups": Job(2, ("resumes.late", "resumes.wrapped_later", "resumes.changed")),
+    "left": Job(3, ("resumes.left",), timeout=600.0),  # nobody may wait for that long
+}
 FAULTS = {"killed": Job(3, ("faults.killed",), timeout=20.0), "absent": Job(2, ("faults.absent",), timeout=2.0)}
 
 
@@ -76,6 +85,12 @@ def cuts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 def moves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     """What ranks saved, and others took up."""
     return dict(zip(MOVES, _cuts_and_moves(tmp_path_factory)[len(CUTS) :], strict=True))
+
+
+@pytest.fixture(scope="session")
+def resumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """What ranks did after they had loaded states, or their process groups had changed."""
+    return dict(zip(RESUMES, _once(tmp_path_factory, "resumes", list(RESUMES.values())), strict=True))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-MODULES = ("scenarios", "traffic", "states", "faults", "whole", "moves")
+MODULES = ("scenarios", "traffic", "states", "faults", "whole", "moves", "resumes")
 LIMIT = 90  # seconds after which ranks are taken to wait for each other for ever
 START = 120  # seconds that starting may take on a busy machine
 HUNG = 124  # exit status of a rank that had to be ended

@@ -109,9 +109,15 @@ def _fail() -> tuple[str, Batch]:
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "none"])
-def test_strategies_need_a_process_group(name: str) -> None:
-    with pytest.raises(OptionError, match=f"distributed='{name}' needs ranks: expected a process group"):
-        Preconditioner(network(), distributed=name)
+def test_strategies_need_a_process_group_at_the_first_step(name: str) -> None:
+    model = network()
+    pre = Preconditioner(model, distributed=name)
+    model(torch.randn(6, 16, dtype=torch.float64)).pow(3).sum().backward()
+    before = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
+    with pytest.raises(OptionError, match=rf"step\(\): distributed='{name}' needs ranks: expected a process group"):
+        pre.step()
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(model.parameters(), before, strict=True))  # type: ignore[arg-type]
+    pre.close()
 
 
 def test_table_names_the_strategies() -> None:
@@ -128,7 +134,7 @@ def test_unknown_strategy_is_refused(given: str, closest: str | None) -> None:
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "none"])
 def test_state_holds_no_more_than_its_tensors(name: str, one_process: None) -> None:
-    """Samples arrive in one buffer, ids and floats; torch saves what is behind a view, and refuses views of two dtypes."""
+    """Ids and floats arrive in one buffer; torch saves what is behind a view, and refuses views of two dtypes."""
     model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
     pre = Preconditioner(model, distributed=name)
     model(torch.randint(5, (4, 2))).pow(2).sum(1).mean().backward()

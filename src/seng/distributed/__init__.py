@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import distributed as dist
 
 from ..errors import OptionError, choose
 from .auto import Auto
@@ -12,6 +11,7 @@ from .local import Local
 from .plan import RATES, Load, Plan, cheapest
 from .sharded import Sharded
 from .whole import Global
+from .wire import ranks_present, running, several_ranks
 
 __all__ = [
     "RATES",
@@ -26,8 +26,11 @@ __all__ = [
     "Strategy",
     "Updates",
     "cheapest",
+    "ranks_present",
     "require_strategy",
+    "several_ranks",
     "strategy_for",
+    "strategy_so_far",
 ]
 
 STRATEGIES: dict[str, type[Strategy]] = {"none": Strategy, "local": Local, "global": Global, "sharded": Sharded}
@@ -35,6 +38,8 @@ STRATEGIES: dict[str, type[Strategy]] = {"none": Strategy, "local": Local, "glob
 
 def strategy_for(name: object, call: str, wire_dtype: str | None = None, cut_among: int = 1) -> Strategy:
     """Return the named strategy, or "auto": over several ranks the cheapest, else "none".
+
+    It stands for the ranks that there are now; ``Strategy.current`` tells whether they still are the same.
 
     Args:
         name: As asked for.
@@ -61,16 +66,12 @@ def strategy_for(name: object, call: str, wire_dtype: str | None = None, cut_amo
     return kind(None if wire_dtype is None else getattr(torch, wire_dtype))
 
 
+def strategy_so_far(name: object, call: str, wire_dtype: str | None = None, cut_among: int = 1) -> Strategy:
+    """Return the same, or "none" in place of a strategy whose process group may still come."""
+    require_strategy(name, call)
+    return strategy_for(name if running() or name == "auto" else "none", call, wire_dtype, cut_among)
+
+
 def require_strategy(name: object, call: str) -> None:
     """Raise OptionError where no strategy has that name."""
     choose({"auto": Auto, **STRATEGIES}, name, call=call, option="distributed")
-
-
-def running() -> bool:
-    """Return whether torch.distributed runs."""
-    return dist.is_available() and dist.is_initialized()
-
-
-def several_ranks() -> bool:
-    """Return whether it runs with more than one rank."""
-    return running() and dist.get_world_size() > 1

@@ -26,7 +26,7 @@ def agree(wire: Wire, good: Tensor, facts: Mapping[str, str]) -> Callable[[], bo
         ok, alive, low, high = wait()
         if alive < wire.world:
             raise RankError(
-                "step()", "another rank could not take this step", expected="no error on any rank",
+                _call(facts), "another rank could not take this step", expected="no error on any rank",
                 got=f"rank {alive}", fix=f"See the error that rank {alive} raised",
             )  # fmt: skip
         if not ok:
@@ -49,6 +49,10 @@ def _number(facts: Mapping[str, str]) -> int:
     return int.from_bytes(digest, "big") >> 2
 
 
+def _call(facts: Mapping[str, str]) -> str:
+    return facts.get("call", "step()")
+
+
 def _difference(wire: Wire, facts: Mapping[str, str]) -> RankError:
     everyones: list[dict[str, str]] = wire.objects(dict(facts))  # type: ignore[assignment]
     name = next(
@@ -57,6 +61,6 @@ def _difference(wire: Wire, facts: Mapping[str, str]) -> RankError:
     )  # fmt: skip
     got = {rank: own.get(name) for rank, own in enumerate(everyones)}
     return RankError(
-        "step()", f"ranks differ in {name}", expected="the same on every rank", got=got,
+        _call(facts), f"ranks differ in {name}", expected="the same on every rank", got=got,
         fix="Start all ranks with the same model and options, and let them take every step together",
     )  # fmt: skip

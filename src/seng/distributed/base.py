@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..wrappers import Cut
 from .plan import RATES, Load, Plan, Rates
-from .wire import Spec
+from .wire import Spec, several_ranks
 
 T = TypeVar("T")
 
@@ -44,9 +44,10 @@ class Updates:
 class Strategy:
     """One process: every rank keeps to itself.
 
-    Laws every subclass obeys: ``together``, ``census``, ``exchange``, ``spread``, ``tables`` and what ``updates`` gives
-    are collective calls, made in the same order by all ranks; an error raised inside ``together`` on one rank is an
-    error on all before anything else is sent; after ``Updates.finish`` all ranks hold the same directions, bit for bit.
+    Laws every subclass obeys: ``together``, ``everyones``, ``census``, ``exchange``, ``spread``, ``tables`` and what
+    ``updates`` gives are collective calls, made in the same order by all ranks; an error raised inside ``together`` on
+    one rank is an error on all before anything else is sent; after ``Updates.finish`` all ranks hold the same
+    directions, bit for bit.
 
     Attributes:
         name: Key of the table.
@@ -71,6 +72,10 @@ class Strategy:
         """What a rank computes and receives in a second, to weigh one against the other: as given, or a guess."""
         return self.given_rates or RATES.get(self.device.type, RATES["cuda"])
 
+    def current(self, name: str) -> bool:
+        """Return whether an option of this name still stands for this strategy, with the ranks that there are now."""
+        return name == "none" or (name == "auto" and not several_ranks())
+
     def together(self, prepare: Callable[[], tuple[T, Batch]]) -> tuple[T, Callable[[], bool]]:
         """Return what ``prepare`` gives, and a function that waits to hear whether it is good on all ranks.
 
@@ -86,6 +91,10 @@ class Strategy:
     def census(self, numbers: Sequence[int]) -> list[list[int]]:
         """Return every rank's numbers."""
         return [list(numbers)]
+
+    def everyones(self, own: object) -> list[object]:
+        """Return every rank's object. A collective call, for what is rare."""
+        return [own]
 
     def arrange(self, loads: Mapping[str, Load], interval: int, overhead: int, budget: int | None) -> Plan:
         """Return who does what. Pure: the same on all ranks for the same numbers."""

@@ -23,6 +23,9 @@ class Ranks(Strategy):
         self.wire = wire or Wire(wire_dtype)
         self.rank, self.world = self.wire.rank, self.wire.world
 
+    def current(self, name: str) -> bool:
+        return self.wire.current
+
     def together(self, prepare: Callable[[], tuple[T, Batch]]) -> tuple[T, Callable[[], bool]]:
         try:
             value, batch = prepare()
@@ -41,6 +44,9 @@ class Ranks(Strategy):
     def census(self, numbers: Sequence[int]) -> list[list[int]]:
         own = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         return self.wire.everyones(own, "census").tolist()
+
+    def everyones(self, own: object) -> list[object]:
+        return self.wire.objects(own)
 
     def tables(self, own: Tensor, purpose: str) -> Tensor:
         return self.wire.everyones(own.to(self.device), purpose).to(own.device)

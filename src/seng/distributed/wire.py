@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from math import prod
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -58,7 +58,8 @@ def buckets(sizes: Sequence[int], limit: int = BUCKET) -> list[range]:
 class Wire:
     """Collective calls on a process group of their own, so that they wait for no one else's.
 
-    All ranks must make the same calls in the same order. The group is made at the first call.
+    All ranks must make the same calls in the same order. The group is made at the first call. Groups are held weakly: a
+    rank that destroys them closes its connections at once, which is how the others learn of it.
 
     Args:
         dtype: What floating-point buffers are rounded to while they travel, or None to send them as they are.
@@ -72,7 +73,13 @@ class Wire:
         self.dtype = dtype
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if world is None else (0, world)
         self.received: Counter[str] = Counter()
-        self._group: dist.ProcessGroup | None = None
+        self._world = _reference(dist.group.WORLD if world is None else None)
+        self._group = _reference(None)
+
+    @property
+    def current(self) -> bool:
+        """Whether the ranks are still those that it was made for."""
+        return running() and self._world() is dist.group.WORLD
 
     def sent_as(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype in which tensors of a dtype travel."""
@@ -82,22 +89,24 @@ class Wire:
         """Start the elementwise minimum over ranks of a 0-d flag and numbers: one wait for the device."""
         flat = torch.tensor([0, *numbers], dtype=torch.int64).to(flag.device)
         flat[0] = flag
-        call = partial(dist.all_reduce, flat, dist.ReduceOp.MIN, group=self.group, async_op=True)
-        wait = self._start(purpose, flat.nbytes, flat, call)
+        wait = self._start(
+            purpose, flat.nbytes, flat,
+            lambda: dist.all_reduce(flat, dist.ReduceOp.MIN, group=self.group, async_op=True),
+        )  # fmt: skip
         return lambda: wait().tolist()
 
     def everyones(self, own: Tensor, purpose: str) -> Tensor:
         """Return all ranks' tensors of one shape, stacked."""
         parts = [torch.empty_like(own) for _ in range(self.world)]
-        with _ranks_present():
+        with ranks_present():
             dist.all_gather(parts, own.contiguous(), group=self.group)
         self.received[purpose] += own.nbytes * (self.world - 1)
         return torch.stack(parts)
 
     def objects(self, own: object) -> list[object]:
-        """Return all ranks' objects; for messages of errors alone."""
+        """Return all ranks' objects; slow, for what is rare: errors, and states that were loaded."""
         found: list[object] = [None] * self.world
-        with _ranks_present():
+        with ranks_present():
             dist.all_gather_object(found, own, group=self.group)
         return found
 
@@ -121,26 +130,29 @@ class Wire:
 
     def close(self) -> None:
         """Give the process group back."""
-        if self._group is not None and dist.is_initialized():
-            dist.destroy_process_group(self._group)
-        self._group = None
+        group = self._group()
+        if group is not None and self.current:
+            dist.destroy_process_group(group)
+        self._group = _reference(None)
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The process group; making it is a collective call."""
-        if self._group is None:
-            group = dist.new_group(timeout=_timeout())
+        group = self._group()
+        if group is None:
+            with ranks_present():
+                group = dist.new_group(timeout=_timeout())
             assert isinstance(group, dist.ProcessGroup)
-            self._group = group
-        return self._group
+            self._group = ref(group)
+        return group
 
     def _start(self, purpose: str, nbytes: int, result: Tensor, call: Callable[[], dist.Work | None]) -> Pending:
-        with _ranks_present():
+        with ranks_present():
             work = call()
         self.received[purpose] += nbytes
 
         def wait() -> Tensor:
-            with _ranks_present():
+            with ranks_present():
                 if work is not None:
                     work.wait()
             return result
@@ -148,17 +160,31 @@ class Wire:
         return wait
 
 
+def running() -> bool:
+    """Return whether torch.distributed runs."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def several_ranks() -> bool:
+    """Return whether it runs with more than one rank."""
+    return running() and dist.get_world_size() > 1
+
+
 @contextmanager
-def _ranks_present() -> Iterator[None]:
+def ranks_present(call: str = "step()") -> Iterator[None]:
     """Turn what a backend says when a rank is gone or too slow into an error that says what to do."""
     try:
         yield
     except RuntimeError as error:
         raise RankError(
-            "step()", "the ranks cannot reach each other", expected="every rank at the same call within the timeout of "
-            "the process group", got=str(error).splitlines()[0], fix="Look for the first rank that failed, and start "
-            "again from a checkpoint",
+            call, "the ranks cannot reach each other", expected="every rank at the same call within the timeout of "
+            "the process group", got=str(error).splitlines()[0], fix="Look for the first rank that failed or had fewer "
+            "batches, and start again from a checkpoint",
         ) from error  # fmt: skip
+
+
+def _reference(group: dist.ProcessGroup | None) -> ReferenceType[dist.ProcessGroup] | Callable[[], None]:
+    return (lambda: None) if group is None else ref(group)
 
 
 def _timeout() -> timedelta | None:

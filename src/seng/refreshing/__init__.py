@@ -1,10 +1,11 @@
 """From what layers captured to curvature on the ranks that hold it. One process is the case of one rank."""
 
 from .facts import Facts
-from .moving import Move, move
+from .moving import Move, Place, move
 from .reach import Reach
 from .refresh import NoRefresh, Refresh, Refreshes
-from .sharing import Members, Place, Sharing
+from .resuming import go_on
+from .sharing import Members, Sharing
 from .thin import Carriers, ThinCorrections
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Refreshes",
     "Sharing",
     "ThinCorrections",
+    "go_on",
     "move",
 ]

@@ -25,7 +25,7 @@ class Facts:
         """Return all facts of a step; schedules are told by their values."""
         values = {"damping": options.damping_at(step), "refresh_every": options.interval_at(step), "seed": options.seed}
         changing = {**values, "step": step, **position}
-        return self._fixed | {name: str(value) for name, value in changing.items()}
+        return {"call": "step()"} | self._fixed | {name: str(value) for name, value in changing.items()}
 
 
 def told(value: object) -> str:

@@ -7,7 +7,27 @@ from dataclasses import dataclass
 
 from ..distributed import Strategy
 from ..distributed.plan import deal
-from .sharing import Place
+
+
+@dataclass(frozen=True)
+class Place:
+    """By whom held curvature was made.
+
+    Args:
+        strategy: Name of the strategy.
+        rank: The rank it is held on.
+        world: Number of ranks.
+        owners: Rank that factorises each block.
+        apart: Blocks that their owner alone holds.
+        thin: Blocks whose thin factors all ranks hold.
+    """
+
+    strategy: str = "none"
+    rank: int = 0
+    world: int = 1
+    owners: tuple[tuple[str, int], ...] = ()
+    apart: tuple[str, ...] = ()
+    thin: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,25 @@ def move(saved: Place, held: Sequence[Mapping[str, int]], offered: Sequence[Stra
     source, same = own.rank % len(held), own.world == len(held)
     place = Place(own.name, own.rank, own.world, thin=saved.thin if same else ())
     return Move(place, dict.fromkeys(held[source], source))
+
+
+def move_one(saved: Place, held: Mapping[str, int], offered: Sequence[Strategy]) -> Move | None:
+    """Return what this rank takes of one rank's state, without the others'; None where those hold what it lacks.
+
+    It is this rank's own state, or holds all blocks of curvature that is the same on all ranks, or serves one process.
+
+    Args:
+        saved: The place of the state.
+        held: The bytes of each block's curvature in it.
+        offered: The strategies this run may use.
+    """
+    own = next((strategy for strategy in offered if strategy.name == saved.strategy), None)
+    if own is not None and (own.rank, own.world) == (saved.rank, saved.world):
+        return Move(saved, dict.fromkeys(held, saved.rank))
+    shared = bool(saved.owners) or offered[0].world == 1
+    if saved.world > 1 and (saved.apart or not shared):
+        return None
+    return move(saved, [held] * saved.world, offered)
 
 
 def _of_all_samples(saved: Place, held: Sequence[Mapping[str, int]], own: Strategy) -> Move:

@@ -25,7 +25,7 @@ class Reach:
         self._names = list(names)
         self._table = torch.full((1, len(self._names)), NONE, dtype=torch.float64)
         self._own: dict[str, tuple[Tensor, bool]] = {}
-        self.known = True  # False where this rank alone knows its part: after a state was loaded
+        self.known = True  # False where this rank alone knows its part: a state was loaded, or the ranks are others
         self.spent = False  # whether what was held has served its one use
 
     def note(self, name: str, curvature: Curvature) -> None:
@@ -51,12 +51,10 @@ class Reach:
         self._table = table
         self.known, self.spent = True, False
 
-    def restore(self, curvature: Mapping[str, Curvature], strategy: Strategy) -> None:
-        """Take up loaded curvature: one process knows all at once, several at their next step."""
+    def restore(self, curvature: Mapping[str, Curvature]) -> None:
+        """Take up curvature that was loaded, to be told by ``share``."""
         self._own = {name: (own.mean, own.factor is not None) for name, own in curvature.items()}
-        if strategy.world == 1:
-            self.share(strategy)
-        self.known, self.spent = strategy.world == 1, False
+        self.known = False
 
     @property
     def begun(self) -> bool:

@@ -5,7 +5,7 @@ One process is the case of one rank, which reads its own samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -13,16 +13,17 @@ from torch import Tensor
 from ..blocks import Block, Layout
 from ..config import Options
 from ..curvature import HEAD, BlockParts, Curvature, Pool, in_place
-from ..distributed import Load, Plan, Strategy, cheapest
+from ..distributed import Load, Plan, Strategy, cheapest, strategy_for
 from ..distributed.parcels import KINDS, NUMBERS, Frame, frame_of, shape_only, tensors_of
 from ..distributed.wire import parcel_bytes
-from ..errors import MemoryBudgetError, StateError
+from ..errors import MemoryBudgetError
 from ..gradient_check import COLUMNS
 from ..planner import Size, choose_all
 from ..sketch import generator_for
 from ..solve import vector_size
 from ..types import Choice, LayerIO
 from .forms import LOW_RANK, form_of, framed, is_low_rank, parts_in_form, pooled, received, rounded, specs_of, widths
+from .moving import Move, Place, move_one
 
 Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
 
@@ -52,27 +53,6 @@ class Census:
         """Return the census as if some ranks had no samples."""
         samples = tuple(0 if rank in ranks else n for rank, n in enumerate(self.samples))
         return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.frames)))
-
-
-@dataclass(frozen=True)
-class Place:
-    """By whom held curvature was made.
-
-    Args:
-        strategy: Name of the strategy.
-        rank: The rank it is held on.
-        world: Number of ranks.
-        owners: Rank that factorises each block.
-        apart: Blocks that their owner alone holds.
-        thin: Blocks whose thin factors all ranks hold.
-    """
-
-    strategy: str = "none"
-    rank: int = 0
-    world: int = 1
-    owners: tuple[tuple[str, int], ...] = ()
-    apart: tuple[str, ...] = ()
-    thin: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +111,8 @@ class Sharing:
     """
 
     def __init__(self, layout: Layout, options: Options, strategy: Strategy, reweighted: frozenset[str]):
-        self.strategy = strategy
+        self.strategy = self.asked = strategy
+        self._held_at: Place | None = None  # of curvature that the ranks have not agreed to go on with
         self.choices: dict[str, Choice] = {}
         self.options = options
         self.reweighted = reweighted
@@ -142,33 +123,59 @@ class Sharing:
     def place(self) -> Place:
         """Return by whom the curvature held was made, to be saved with it."""
         strategy, plan = self.strategy, self.strategy.plan
-        return Place(
+        return self._held_at or Place(
             strategy.name, strategy.rank, strategy.world, tuple(plan.owners.items()), tuple(sorted(plan.apart)),
             tuple(sorted(plan.thin)),
         )  # fmt: skip
 
-    def resume(self, place: Place) -> bool:
-        """Take up the plan of a saved state; False where curvature made by it does not fit the ranks there are.
+    @property
+    def offered(self) -> Sequence[Strategy]:
+        """The strategies that the option leaves to choose from, whatever "auto" has settled on."""
+        return self.asked.candidates()
+
+    def settle(self, call: str) -> bool:
+        """Take up the ranks that there are now; return whether they are others than before.
 
         Raises:
-            StateError: It is the state of another rank, whose curvature is not this one's.
+            OptionError: The strategy needs ranks, and there are none.
         """
-        self._planned_for = None
-        offered = self.strategy.candidates()
-        own = next((strategy for strategy in offered if strategy.name == place.strategy), None)
-        if own is None and not place.owners and len(offered) == 1 and not offered[0].pooled:
-            own = offered[0]  # curvature of one rank's own samples serves any other rank
-        if own is None or (own.pooled and own.world != place.world):
+        options, before = self.options, self.strategy
+        if before.current(options.distributed):
             return False
-        if place.apart and own.rank != place.rank:
-            raise StateError(
-                "load_state_dict()", "the state of another rank", expected=f"that of rank {own.rank}",
-                got=f"that of rank {place.rank}", fix="Save and load a state on every rank",
-            )  # fmt: skip
-        thin = frozenset(place.thin) if own.world == place.world else frozenset()
-        own.plan = Plan(own.name, own.world, dict(place.owners), frozenset(place.apart), thin)
-        self.strategy = own
+        asked = strategy_for(options.distributed, call, options.wire_dtype, self._layout.cut_among)
+        asked.given_rates = before.given_rates
+        self.resume(self.place())
+        before.close()
+        self.strategy = self.asked = asked
         return True
+
+    def resume(self, place: Place) -> None:
+        """Note by whom curvature was made that the ranks are to agree on, by ``go_on_from`` or ``start_anew``."""
+        self._held_at, self._planned_for, self.strategy = place, None, self.asked
+
+    def moved(self, held: Mapping[str, Curvature], thin: Container[str]) -> Move | None:
+        """Return what becomes of that curvature on this rank; None where other ranks hold what it lacks.
+
+        Args:
+            held: The curvature.
+            thin: Blocks of which there are all ranks' thin factors.
+        """
+        moved = move_one(self.place(), {name: own.nbytes() for name, own in held.items()}, self.offered)
+        return moved if moved and all(name in thin for name in moved.place.thin) else None
+
+    def go_on_from(self, place: Place) -> None:
+        """Take up the plan by which the curvature held was made."""
+        self.strategy = next(own for own in self.offered if own.name == place.strategy)
+        self.strategy.plan = Plan(
+            place.strategy, place.world, dict(place.owners), frozenset(place.apart), frozenset(place.thin)
+        )
+        self._held_at = None
+
+    def start_anew(self) -> None:
+        """Forget all plans, so that ranks that have made others make the same."""
+        self.strategy = self.asked
+        self.strategy.plan = Plan("none", 1)
+        self._held_at = self._planned_for = None
 
     def census(self, members: Members, samples: int) -> Census:
         """Tell all ranks what this one captured. A collective call."""
@@ -217,7 +224,7 @@ class Sharing:
         self.strategy, chosen = found[best.name]
         self.choices = chosen.choices
         self.strategy.plan = best
-        self._planned_for = key
+        self._planned_for, self._held_at = key, None
         self._require_room(best.held[self.strategy.rank])
 
     def propose(
