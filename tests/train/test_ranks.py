@@ -16,6 +16,7 @@ import torch
 from torch import distributed as dist
 
 import seng
+from seng.errors import RankError
 from seng.train.errors import ConfigError
 from seng.train.folder import RunFolder
 from seng.train.metrics import read_metrics
@@ -133,6 +134,29 @@ def test_share_deals_every_sample_once():
     shares = [Ranks(rank, 4).share(indices) for rank in range(4)]
     assert torch.equal(torch.cat(shares), indices)
     assert {len(share) for share in shares} == {3, 4}
+
+
+def _lost(*_: object, **__: object) -> None:
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer\nmore")
+
+
+GONE = r"seng train: the ranks cannot reach each other: .*Connection closed by peer'\."
+
+
+@pytest.mark.parametrize("call", ["sum", "largest", "gather", "copy_buffers"])
+def test_lost_process_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, call: str):
+    for name in ("all_reduce", "all_gather_object", "broadcast"):
+        monkeypatch.setattr(dist, name, _lost)
+    arguments = {"sum": torch.ones(1), "largest": 1, "gather": "x", "copy_buffers": torch.nn.BatchNorm1d(2)}
+    with pytest.raises(RankError, match=GONE):
+        getattr(Ranks(rank=0, world=2), call)(arguments[call])
+
+
+def test_backward_pass_tells_a_lost_process_from_other_errors():
+    with pytest.raises(RankError, match=GONE), Ranks(rank=0, world=2).averaging():
+        _lost()
+    with pytest.raises(RuntimeError, match="^does not require grad$"), Ranks(rank=0, world=2).averaging():
+        raise RuntimeError("does not require grad")
 
 
 def test_one_process_stays_alone(monkeypatch: pytest.MonkeyPatch):

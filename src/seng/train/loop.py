@@ -151,7 +151,8 @@ class Run:
                 with self.clock.part("forward"):
                     outputs = session.answer(session.forward, inputs)
                     loss = session.loss(outputs, targets)
-                with self.clock.part("backward"):  # replicas take the mean of their gradients, hence the factor
+                with self.clock.part("backward"), session.ranks.averaging():
+                    # replicas take the mean of their gradients, hence the factor
                     scaler.scale(_times(loss, share * session.ranks.world)).backward()
             losses.append(_times(loss.detach(), share))
             self.meter.add(loss.detach(), outputs.detach(), targets)

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from ..distributed import ranks_present
 from .errors import ConfigError
 
+CALL = "seng train"
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among those of the run. All methods but ``share`` are collective calls.
+    """This process's place among those of the run.
+
+    All methods but ``share`` are collective calls, and raise RankError where another process is gone.
 
     Attributes:
         rank: this process's number; 0 writes files and shows progress.
@@ -45,7 +49,8 @@ class Ranks:
         """Return the sum over all processes."""
         if self.world > 1:
             values = values.clone()
-            dist.all_reduce(values)
+            with ranks_present(CALL):
+                dist.all_reduce(values)
         return values
 
     def largest(self, value: int) -> int:
@@ -53,7 +58,8 @@ class Ranks:
         if self.world == 1:
             return value
         values = torch.tensor([value])
-        dist.all_reduce(values, dist.ReduceOp.MAX)
+        with ranks_present(CALL):
+            dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
     def agree(self, ok: bool) -> bool:
@@ -65,7 +71,8 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        with ranks_present(CALL):
+            dist.all_gather_object(values, value)
         return values
 
     def wait(self) -> None:
@@ -78,12 +85,24 @@ class Ranks:
             return model
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
+    @contextmanager
+    def averaging(self) -> Iterator[None]:
+        """Tell what the backend says inside, where a replicated model averages gradients, from all other errors."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            with ranks_present(CALL):
+                raise
+
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers (running statistics), as a replicated model does at each step."""
         if self.world > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+            with ranks_present(CALL):
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
 
 
 ALONE = Ranks()
