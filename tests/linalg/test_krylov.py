@@ -94,3 +94,13 @@ def test_krylov_of_few_samples_is_right_or_refuses(n: int) -> None:
     k, y = gram(DECAYING)[:n, :n], vector()[:n]
     z = solve(k, y, DAMPING, 0.5, TINY)
     assert z is None or (z - dense(k, y, DAMPING, 0.5)).norm() <= CLOSE * y.norm()
+
+
+@pytest.mark.parametrize("exponent", [-33, -20, 20, 36])
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_krylov_coefficients_scale_with_the_gram_to_the_ends_of_float32(exponent: int, power: float) -> None:
+    k, y, scale = gram(DECAYING).float(), vector().float(), 10.0**exponent
+    plain, _ = krylov_coefficients(k[None], y[None], DAMPING.float()[None], power, 1e-4)
+    z, close = krylov_coefficients(k[None] * scale, y[None] * scale, DAMPING.float()[None] * scale, power, 1e-4)
+    assert bool(close)
+    assert (z - plain).norm() <= 1e-4 * plain.norm()

@@ -115,3 +115,16 @@ def test_nan_beside_the_diagonal_is_refused(cholesky: bool) -> None:
     gram[1, 0] = gram[0, 1] = float("nan")
     with pytest.raises(FactorisationError, match="Gram matrix"):
         climb(gram, cholesky)
+
+
+@pytest.mark.parametrize("how", [{"cholesky": True}, {"cholesky": True, "once": True}])
+def test_eigenvalues_asked_for_later_climb_the_ladder(monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]) -> None:
+    gram = indefinite(0.5)
+    state, _ = init(gram, torch.tensor(0.1), **how)  # type: ignore[arg-type]
+    expected = state.coefficients(torch.ones(3), torch.tensor(0.2), 0.5)
+    fail_eigen(monkeypatch, torch.float32)
+    got = state.coefficients(torch.ones(3), torch.tensor(0.2), 0.5)
+    torch.testing.assert_close(got, expected, rtol=SOLVED, atol=0)
+    fail_eigen(monkeypatch, torch.float32, torch.float64)
+    with pytest.raises(FactorisationError, match="no factorisation of the Gram matrix converged"):
+        state.coefficients(torch.ones(3), torch.tensor(0.2), 0.5)

@@ -39,27 +39,36 @@ def krylov_coefficients(
 
     Source: Druskin and Knizhnerman, Two polynomial methods of calculating functions of symmetric matrices, 1989.
     """
-    most, tiny = max(1, y.shape[-1] // 4), torch.finfo(y.dtype).tiny
-    norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)[:, None]
-    floor = (torch.finfo(y.dtype).eps * grams.diagonal(dim1=-2, dim2=-1).sum(-1) + tiny)[:, None, None]
-    rows, diagonal, beside = [y[:, None] / norm.clamp(min=tiny)], [], []  # [b, 1, n] and [b, 1, 1]
+    most, tiny, eps = max(1, y.shape[-1] // 4), torch.finfo(y.dtype).tiny, torch.finfo(y.dtype).eps
+    # products with K and y are scaled by powers of 2, which is exact: their squares could leave the range of float32
+    shrink = _inverse_magnitude(grams.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True))
+    shorter = _inverse_magnitude(y.abs().amax(-1, keepdim=True))
+    scaled, inverse = y * shorter, shrink[..., None]
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    rows, diagonal, beside = [(scaled / norm.clamp(min=tiny))[:, None]], [], []  # [b, 1, n] and [b, 1, 1]
     z, close = torch.zeros_like(y), torch.zeros_like(y[:, 0], dtype=torch.bool)
     for k in range(1, most + 1):
         q = rows[-1]
-        w = torch.bmm(q, grams)  # K = K^T
+        w = torch.bmm(q, grams).mul_(inverse)  # K = K^T
         if beside:
             w.addcmul_(rows[-2], beside[-1], value=-1)
         diagonal.append(torch.bmm(w, q.mT))
         w.addcmul_(q, diagonal[-1], value=-1)
         if k == most or (k >= FIRST and (k - FIRST) % MORE == 0):
-            coordinates = _in_basis(torch.cat(diagonal, 1)[..., 0], beside, damping, power)
-            z = (torch.bmm(coordinates[:, None], torch.cat(rows, 1)) * norm)[:, 0]
+            coordinates = _in_basis(torch.cat(diagonal, 1)[..., 0], beside, damping * shrink[:, 0], power)
+            z = torch.bmm(coordinates[:, None], torch.cat(rows, 1))[:, 0] * norm / shorter * shrink
             close = coordinates[:, -1].abs() <= tolerance * torch.linalg.vector_norm(coordinates, dim=-1)
             if bool(close.all()):
                 break
         beside.append(torch.linalg.vector_norm(w, dim=-1, keepdim=True))
-        rows.append(w.div_(beside[-1].clamp(min=floor)))  # where the space is used up, next to nothing
+        rows.append(w.div_(beside[-1].clamp(min=eps)))  # where the space is used up, next to nothing
     return z, close
+
+
+def _inverse_magnitude(x: Tensor) -> Tensor:
+    """Return the power of 2 that brings x to between 1/2 and 1."""
+    x = x.clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.frexp(x).mantissa / x
 
 
 def _in_basis(diagonal: Float[Tensor, "b k"], beside: list[Tensor], damping: Tensor, power: float) -> Tensor:

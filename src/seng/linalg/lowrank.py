@@ -39,6 +39,7 @@ def low_rank_products(
     projected = (g @ basis).mT @ a  # [n, width, d_in], M_i ~ basis projected
     if width == r:
         return projected, basis.mT
-    _, turn = torch.linalg.eigh(projected @ projected.mT)
+    unit = projected / projected.abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(projected.dtype).tiny)
+    _, turn = torch.linalg.eigh((unit @ unit.mT).nan_to_num())  # what overflowed is found in the Gram matrix
     turn = turn[..., -r:]  # leading left singular vectors
     return turn.mT @ projected, (basis @ turn).mT

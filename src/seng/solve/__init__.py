@@ -7,8 +7,8 @@ damping^power (F + damping I)^-power g = g + U z for y = U^T g.
 from .cholesky import CholeskyState
 from .direct import DirectState, coefficients_together
 from .eigen import EigenState
-from .ladder import FactorisationError, LinAlgError, init
-from .state import SolveState, coefficients, spectrum
+from .ladder import init
+from .state import FactorisationError, LinAlgError, SolveState, coefficients, spectrum
 from .vectors import from_vector, to_vector, vector_size
 
 SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, DirectState, EigenState)}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..linalg import cholesky_coefficients
-from .eigen import EigenState
+from .eigen import EigenState, eigen
 from .state import SolveState
 
 
@@ -42,15 +41,11 @@ class CholeskyState(SolveState):
 
     @cached_property
     def _values(self) -> Float[Tensor, " n"]:
-        """The eigenvalues, computed once a refresh at most, half the price of ``to_eigen``."""
-        return torch.linalg.eigvalsh(self._gram()).clamp(min=0).to(self.factor.dtype)
-
-    def _gram(self) -> Float[Tensor, "n n"]:
-        k = (self.factor @ self.factor.T).double()
-        k.diagonal().sub_(self.damping)
-        return k
+        """The eigenvalues, computed once a refresh at most."""
+        return self.to_eigen().values
 
     def to_eigen(self) -> EigenState:
         """Return the eigenvalues of K. Cost: n^3."""
-        values, vectors = torch.linalg.eigh(self._gram())
-        return EigenState(values.clamp(min=0).to(self.factor.dtype), vectors.to(self.factor.dtype))
+        gram = (self.factor @ self.factor.T).double()
+        gram.diagonal().sub_(self.damping)
+        return eigen(gram, self.factor.dtype)[0]

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..linalg import krylov_coefficients
-from .eigen import EigenState
-from .state import SolveState
+from .eigen import EigenState, eigen
+from .state import LinAlgError, SolveState
 
 ROUNDINGS = 1e3  # of the dtype, to which powers below 1 are approximated at best
 
@@ -45,12 +45,11 @@ class DirectState(SolveState):
         return self.gram @ x
 
     def spectrum(self) -> Float[Tensor, " n"]:
-        return torch.linalg.eigvalsh(self.gram).clamp(min=0)
+        return self.to_eigen().values
 
     def to_eigen(self) -> EigenState:
         """Return the eigenvalues of K. Cost: n^3."""
-        values, vectors = torch.linalg.eigh(self.gram)
-        return EigenState(values.clamp(min=0), vectors)
+        return eigen(self.gram)[0]
 
 
 def coefficients_together(
@@ -62,7 +61,10 @@ def coefficients_together(
         return torch.stack([state.coefficients(own, amount, power, tolerance) for state, own, amount in each])
     least = ROUNDINGS * torch.finfo(y.dtype).eps
     grams = states[0].gram[None] if len(states) == 1 else torch.stack([state.gram for state in states])
-    z, close = krylov_coefficients(grams, y, damping, power, max(tolerance, least))
+    try:
+        z, close = krylov_coefficients(grams, y, damping, power, max(tolerance, least))
+    except LinAlgError:  # the small eigenvalue problems of all systems are one call
+        z, close = torch.empty_like(y), torch.zeros_like(y[:, 0], dtype=torch.bool)
     for k in (~close).nonzero()[:, 0].tolist():
         z[k] = states[k].to_eigen().coefficients(y[k], damping[k], power)
     return z

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..linalg import eigen_coefficients
-from .state import SolveState
+from .state import FactorisationError, LinAlgError, SolveState
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,26 @@ class EigenState(SolveState):
 
     def spectrum(self) -> Float[Tensor, " n"]:
         return self.values
+
+
+def eigen(gram: Float[Tensor, "n n"], dtype: torch.dtype | None = None) -> tuple[EigenState, int]:
+    """Return the eigenvalues of K, computed in its own dtype or else in float64, and how many of these failed.
+
+    Args:
+        gram: K, symmetric positive semidefinite up to rounding.
+        dtype: Of the state; None: that of K.
+
+    Raises:
+        FactorisationError: K is not finite, or the eigenvalues do not converge.
+
+    Cost: about 10 n^3 / 3 multiply-adds.
+    """
+    kept = dtype or gram.dtype
+    for failed, working in enumerate(dict.fromkeys((gram.dtype, torch.float64))):
+        try:
+            values, vectors = torch.linalg.eigh(gram.to(working))
+        except LinAlgError:
+            continue
+        if bool(values.isfinite().all()):
+            return EigenState(values.clamp(min=0).to(kept), vectors.to(kept)), failed
+    raise FactorisationError("no factorisation of the Gram matrix converged")

@@ -8,15 +8,10 @@ from torch import Tensor
 
 from .cholesky import CholeskyState
 from .direct import DirectState
-from .eigen import EigenState
-from .state import SolveState
+from .eigen import eigen
+from .state import FactorisationError, SolveState
 
-LinAlgError: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
 JITTERS = (0.0, 1e-6, 1e-4)  # multiples of the mean eigenvalue added to the diagonal, one after the other
-
-
-class FactorisationError(ArithmeticError):
-    """Every rung failed: K is not finite, or its eigenvalues do not converge."""
 
 
 def init(gram: Float[Tensor, "n n"], damping: Tensor, *, cholesky: bool, once: bool = False) -> tuple[SolveState, int]:
@@ -48,12 +43,8 @@ def init(gram: Float[Tensor, "n n"], damping: Tensor, *, cholesky: bool, once: b
                 if state is not None:
                     return state, failed
                 failed += 1
-    for dtype in dict.fromkeys((gram.dtype, torch.float64)):
-        try:
-            return _eigen(gram, dtype), failed
-        except LinAlgError:
-            failed += 1
-    raise FactorisationError("no factorisation of the Gram matrix converged")
+    state, more = eigen(gram)
+    return state, failed + more
 
 
 def _try_cholesky(gram: Tensor, damping: Tensor, jitter: float, dtype: torch.dtype) -> CholeskyState | None:
@@ -65,10 +56,3 @@ def _try_cholesky(gram: Tensor, damping: Tensor, jitter: float, dtype: torch.dty
         return None
     # the jitter stays unnamed: coefficients are asked for at `damping`, and off by the jitter alone
     return CholeskyState(factor.to(gram.dtype), damping)
-
-
-def _eigen(gram: Tensor, dtype: torch.dtype) -> EigenState:
-    values, vectors = torch.linalg.eigh(gram.to(dtype))
-    if not bool(values.isfinite().all()):
-        raise LinAlgError("eigenvalues are not finite")
-    return EigenState(values.clamp(min=0).to(gram.dtype), vectors.to(gram.dtype))

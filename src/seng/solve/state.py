@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+LinAlgError: type[Exception] = torch.linalg.LinAlgError  # pyright: ignore[reportPrivateImportUsage]
+
+
+class FactorisationError(ArithmeticError):
+    """Every rung failed: K is not finite, or its eigenvalues do not converge."""
 
 
 class SolveState(ABC):
