@@ -15,9 +15,9 @@ from torch import Tensor
 from .config import Options
 from .curvature import Curvature, damping_at
 from .factors import Factor
-from .linalg import inverse_quadratic
+from .linalg import metric_length
 from .sketch import generator_for
-from .solve import DirectState, coefficients, coefficients_together
+from .solve import DirectState, FactorisationError, coefficients, coefficients_together
 from .types import Grads
 
 
@@ -84,7 +84,9 @@ def project(
 def direction(
     curvature: Curvature, seen: Seen, options: Options, step: int, ranks: int = 1
 ) -> tuple[Float[Tensor, " n"], Tensor]:
-    """Return z and the multiplier of d = multiplier (g + U z).
+    """Return z and the multiplier of d = multiplier (g + U z), both finite; both 0 where one cannot be computed.
+
+    The trust cap is in the multiplier, except for sketched factors: theirs is ``shortening``.
 
     Args:
         curvature: The block's.
@@ -93,27 +95,69 @@ def direction(
         step: The step, for what follows a schedule.
         ranks: How many ranks' samples are pooled, for losses that are sums.
     """
-    damping = curvature.damping if step == curvature.step else damping_at(options, step, curvature.mean)
+    damping = _damping(curvature, options, step)
     frozen = curvature.factor is not None and curvature.factor.frozen_damping
     mean = seen if isinstance(seen, MeanProjection) else None
     if mean is not None and curvature.row_solution is not None:
         z = curvature.row_solution * mean.weight
     else:
         of_z = curvature.damping if frozen else damping
-        z = coefficients(curvature.state, seen.y, of_z, options.power, options.tolerance)
+        try:
+            z = coefficients(curvature.state, seen.y, of_z, options.power, options.tolerance)
+        except FactorisationError:
+            return torch.zeros_like(seen.y), torch.zeros_like(damping)
     multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
-    if options.trust is not None and not (mean is not None and mean.own and options.trust >= 1):
-        multiplier = multiplier * _trust(options, curvature, seen, z, damping, ranks)
-    return z, multiplier
+    known = mean is not None and mean.own and options.trust is not None and options.trust >= 1  # q <= 1
+    if options.trust is not None and not known and not is_sketched(curvature):
+        z_one = z if options.power == 1.0 else coefficients(curvature.state, seen.y, damping, 1.0)
+        q = metric_length(seen.square, seen.y, z_one, damping)
+        multiplier = multiplier * _cap(q, options, curvature, ranks)
+    finite = z.sum() * multiplier * 0 == 0
+    zero = torch.zeros_like(multiplier)
+    return torch.where(finite, z, zero), torch.where(finite, multiplier, zero)
 
 
-def _trust(options: Options, curvature: Curvature, seen: Seen, z: Tensor, damping: Tensor, ranks: int) -> Tensor:
+def is_sketched(curvature: Curvature) -> bool:
+    """Whether K and U^T g are those of a sketch of U."""
+    return curvature.factor is not None and curvature.factor.unsketched is not curvature.factor
+
+
+def shortening(curvature: Curvature, formed: Grads, options: Options, step: int, ranks: int = 1) -> Tensor:
+    """Return what the trust cap multiplies g + U z by, from the direction itself: a sketched q^2 may be far off.
+
+    The cap is on q = |(F + lambda I)^(power - 1/2) d|, for power 1/2 the norm of d. For other powers than 1/2 and 1 a
+    bound of it is taken, from Hoelder's inequality between these two.
+
+    Args:
+        curvature: The block's, whose factor is sketched.
+        formed: g + U z.
+        options: Those in force.
+        step: The step.
+        ranks: How many ranks' samples are pooled, for losses that are sums.
+
+    Cost: p; for powers above 1/2 a product with U^T.
+    """
+    assert curvature.factor is not None
+    damping = _damping(curvature, options, step)
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x) for x in formed]))
+    if options.power <= 0.5:
+        q = norm / damping.sqrt()
+    else:
+        share = 2 * options.power - 1
+        seen = torch.linalg.vector_norm(curvature.factor.unsketched.mv(formed))
+        q = norm ** (1 - share) * torch.hypot(damping.sqrt() * norm, seen) ** share * damping**-options.power
+    return _cap(q, options, curvature, ranks)
+
+
+def _cap(q: Tensor, options: Options, curvature: Curvature, ranks: int) -> Tensor:
     assert options.trust is not None
-    z_one = z if options.power == 1.0 else coefficients(curvature.state, seen.y, damping, 1.0)
-    q = inverse_quadratic(seen.square, seen.y, z_one, damping).sqrt()
     if options.loss_reduction == "sum":
         q = q * ranks / curvature.samples
     return (options.trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
+
+
+def _damping(curvature: Curvature, options: Options, step: int) -> Tensor:
+    return curvature.damping if step == curvature.step else damping_at(options, step, curvature.mean)
 
 
 def solve_rows(held: Mapping[str, Curvature], options: Options) -> dict[str, Curvature]:

@@ -20,7 +20,7 @@ from .capture import Capture
 from .config import Options
 from .curvature import Curvature, as_captured, block_io
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
-from .direction import MeanProjection, Seen, direction, project
+from .direction import MeanProjection, Seen, direction, is_sketched, project, shortening
 from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
 from .errors import OrderError, RankError
 from .events import Events
@@ -311,15 +311,27 @@ class Preconditioner:
             seen = project(curvature, factor, grads, ready.squares[name], draw)
             ready.solved[name] = self._solve(curvature, seen)
         z, multiplier = self._take_note(name, curvature, *ready.solved.pop(name))
+        sketched = self.options.trust is not None and is_sketched(curvature)
         if name in self._thin:
+            if sketched:
+                multiplier = self._form(curvature, tuple(x.clone() for x in grads), z, multiplier)
             self._thin.say(name, z, multiplier)
             return True
-        if multiplier.is_cuda:  # reading its value would wait for the device
+        if sketched:
+            multiplier = self._form(curvature, grads, z, multiplier)
+        if sketched or multiplier.is_cuda:  # reading its value would wait for the device
             for x in grads:
                 x.mul_(multiplier)
-        factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
+        if not sketched:
+            factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
         write_back(held, grads)
         return True
+
+    def _form(self, curvature: Curvature, grads: Grads, z: Tensor, multiplier: Tensor) -> Tensor:
+        """Leave g + U z in ``grads``; return the multiplier within the trust cap."""
+        assert curvature.factor is not None
+        curvature.factor.add_rmv_(grads, z)
+        return multiplier * shortening(curvature, grads, self.options, self._step, self._pooled_ranks)
 
     def _reweight(self, block: Block) -> bool:
         """Make the block's gradients multiplier * U (w + z), g = U w with equal weights w of all samples in U."""
@@ -337,9 +349,12 @@ class Preconditioner:
 
     def _solve(self, curvature: Curvature, seen: Seen) -> tuple[Use, Tensor]:
         """Return the coefficients of U and the multiplier of the direction."""
-        ranks = self.strategy.world if self.strategy.pooled else 1
-        z, multiplier = direction(curvature, seen, self.options, self._step, ranks)
+        z, multiplier = direction(curvature, seen, self.options, self._step, self._pooled_ranks)
         return Use(seen, z, curvature.state), multiplier
+
+    @property
+    def _pooled_ranks(self) -> int:
+        return self.strategy.world if self.strategy.pooled else 1
 
     def _take_note(self, name: str, curvature: Curvature, use: Use, multiplier: Tensor) -> tuple[Tensor, Tensor]:
         """Take note of what is used; a factor that will not serve again is let go."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seng.linalg import cholesky_coefficients, inverse_quadratic
+from seng.linalg import cholesky_coefficients, metric_length
 
+SINGLE = 1e-5  # float32
 ACCURACY = 1e-9  # float64, condition of K + damping I up to 1e5
 
 SHAPES = {"n": st.integers(1, 8), "p": st.integers(1, 20), "damping": st.floats(1e-3, 1e3)}
@@ -33,24 +35,37 @@ def test_woodbury_matches_dense_solve(n: int, p: int, damping: float) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(**SHAPES)
-def test_inverse_quadratic_matches_dense_solve(n: int, p: int, damping: float) -> None:
+def test_metric_length_matches_dense_solve(n: int, p: int, damping: float) -> None:
     u, g, z = system(n, p, damping)
-    got = inverse_quadratic(g @ g, u.T @ g, z, torch.tensor(damping, dtype=torch.float64))
+    got = metric_length(g @ g, u.T @ g, z, torch.tensor(damping, dtype=torch.float64)) ** 2
     dense = g @ torch.linalg.solve(u @ u.T + damping * torch.eye(p, dtype=torch.float64), g)
     assert abs(got - dense) <= ACCURACY * (g @ g) / damping
 
 
 @settings(max_examples=40, deadline=None)
 @given(**SHAPES)
-def test_inverse_quadratic_is_at_most_one_for_the_samples_own_gradient(n: int, p: int, damping: float) -> None:
+def test_metric_length_is_at_most_one_for_the_samples_own_gradient(n: int, p: int, damping: float) -> None:
     u, _, _ = system(n, p, damping)
     g = u.mean(1) * n**0.5
     factor = torch.linalg.cholesky(u.T @ u + damping * torch.eye(n, dtype=torch.float64))
     y = u.T @ g
-    q = inverse_quadratic(g @ g, y, cholesky_coefficients(factor, y), torch.tensor(damping, dtype=torch.float64))
+    q = metric_length(g @ g, y, cholesky_coefficients(factor, y), torch.tensor(damping, dtype=torch.float64))
     assert 0 <= q <= 1 + ACCURACY
 
 
-def test_inverse_quadratic_is_not_negative_where_rounding_is() -> None:
-    minus = inverse_quadratic(torch.tensor(1.0), torch.tensor([1.0]), torch.tensor([-1.0001]), torch.tensor(1.0))
-    assert float(minus) == 0.0
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 8), p=st.integers(1, 20), exponent=st.integers(-12, 2), inside=st.booleans())
+def test_metric_length_is_an_upper_bound_in_float32(n: int, p: int, exponent: int, inside: bool) -> None:
+    u, g, _ = system(n, p, 1.0)
+    g, damping = u @ g[:1].expand(n) if inside else g, torch.tensor(10.0**exponent, dtype=torch.float64)
+    dense = (g @ torch.linalg.solve(u @ u.T + damping * torch.eye(p, dtype=torch.float64), g)).sqrt()
+    values, vectors = torch.linalg.eigh(u.T @ u)
+    y = u.T @ g
+    z = -(vectors @ ((vectors.T @ y) / (values.clamp(min=0) + damping)))
+    single = [x.float() for x in (g @ g, y, z, damping)]
+    assert float(metric_length(*single)) >= (1 - SINGLE) * float(dense)
+
+
+def test_metric_length_is_finite_where_the_square_is_not() -> None:
+    q = metric_length(torch.tensor(1e36), torch.zeros(1), torch.zeros(1), torch.tensor(1e-6))
+    assert float(q) == pytest.approx(1e21)

@@ -75,6 +75,11 @@ class Factor(ABC):
         """Return the smallest factor with the same ``add_rmv_``: what other ranks need of this one."""
         return self
 
+    @property
+    def unsketched(self) -> Factor:
+        """The factor with exact products with the columns of ``add_rmv_``; this one where its own are exact."""
+        return self
+
     def rmv(self, c: Float[Tensor, " n"]) -> Grads:
         """Return U c in canonical shapes."""
         out = tuple(c.new_zeros(rows, columns) for rows, columns in self.shapes)

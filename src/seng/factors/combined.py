@@ -55,6 +55,12 @@ class Combined(Factor):
     def carrier(self) -> Factor:
         return replace(self, terms=tuple(term.carrier() for term in self.terms))
 
+    @property
+    def unsketched(self) -> Factor:
+        terms = tuple(term.unsketched for term in self.terms)
+        exact = all(term is own for term, own in zip(terms, self.terms, strict=True))
+        return self if exact else replace(self, terms=terms)
+
     def mv(self, v: Grads) -> Float[Tensor, " n"]:
         pairs = zip(self.terms, self.slots, strict=True)
         return sum((term.mv(tuple(v[k] for k in slots)) for term, slots in pairs), v[0].new_zeros(self.n))

@@ -33,6 +33,10 @@ class PaperCode(Sketched):
     def carrier(self) -> Factor:
         return self  # its products are not those of ``full``
 
+    @property
+    def unsketched(self) -> Factor:
+        return self.full
+
     def add_rmv_(self, v: Grads, c: Float[Tensor, " n"], beta: float = 1.0) -> None:
         """Leave beta v + (sum_i sqrt|c_i| g_i)(sum_j c_j a_j / sum_k sqrt|c_k|)^T in v, for implicit layers."""
         if not isinstance(self.full, Kronecker):

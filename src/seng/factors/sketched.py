@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..linalg import low_rank_products
 from ..linalg.gram import SCRATCH
-from ..sketch import Sketch, draw
+from ..sketch import Identity, Sketch, draw
 from ..types import Grads, Product
 from .base import Factor
 from .explicit import Explicit
@@ -62,6 +62,11 @@ class Sketched(Factor):
 
     def carrier(self) -> Factor:
         return self.full
+
+    @property
+    def unsketched(self) -> Factor:
+        whole = isinstance(self.left, Identity) and (self.right is None or isinstance(self.right, Identity))
+        return self if whole else self.full
 
 
 def sketch_rows(full: Explicit, name: str, size: int, generator: torch.Generator) -> Sketched:

@@ -5,7 +5,7 @@ from .krylov import krylov_coefficients
 from .lowrank import low_rank_products
 from .powers import damped_power, shrinkage
 from .triangles import pack_triangle, triangle_size, unpack_triangle
-from .woodbury import cholesky_coefficients, eigen_coefficients, inverse_quadratic
+from .woodbury import cholesky_coefficients, eigen_coefficients, metric_length
 
 __all__ = [
     "cholesky_coefficients",
@@ -13,9 +13,9 @@ __all__ = [
     "eigen_coefficients",
     "gram_of_products",
     "gram_of_rows",
-    "inverse_quadratic",
     "krylov_coefficients",
     "low_rank_products",
+    "metric_length",
     "pack_triangle",
     "shrinkage",
     "triangle_size",

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .powers import shrinkage
 
+CANCELLATION = 4.0  # roundings of g.g that its difference to y.z may be off by
+
 
 def cholesky_coefficients(factor: Float[Tensor, "n n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Return z = -(K + damping I)^-1 y from the lower Cholesky factor of K + damping I.
@@ -31,14 +33,17 @@ def eigen_coefficients(
     return vectors @ (shrinkage(values, damping, power) * (vectors.T @ y))
 
 
-def inverse_quadratic(
+def metric_length(
     squared_norm: Float[Tensor, ""],
     y: Float[Tensor, " n"],
     z: Float[Tensor, " n"],
     damping: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Return g^T (F + damping I)^-1 g = (g.g + y.z) / damping, where z are the coefficients of power 1.
+    """Return q with q^2 = g^T (F + damping I)^-1 g = (g.g + y.z) / damping, where z are the coefficients of power 1.
 
-    At most 1 when g is the mean gradient of the samples in U. Cost: O(n).
+    The two terms cancel where g lies in the range of U. What rounding may have left of them is added, so that q is an
+    upper bound in any dtype. At most 1, up to that, when g is the mean gradient of the samples in U. Cost: O(n).
     """
-    return ((squared_norm + torch.dot(y, z)) / damping).clamp(min=0)
+    rounding = CANCELLATION * torch.finfo(y.dtype).eps * squared_norm
+    remainder = (squared_norm + torch.dot(y, z)).clamp(min=0) + rounding
+    return remainder.sqrt() / damping.sqrt()  # the quotient of squares would overflow first
