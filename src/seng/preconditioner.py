@@ -364,11 +364,11 @@ class Preconditioner:
         return use.z, multiplier
 
     def _pass_through(self, done: set[str]) -> None:
-        """Scale what no curvature reaches, so that it moves at the pace of the rest."""
+        """Scale what no curvature reaches down to the pace of the rest; up only where no trust cap is asked for."""
         rest = [g for name, own in present(self._layout).items() if name not in done for g in own]
         unreached = [*passing(self._layout), *rest]
         pace = self._reach.pace(self.options, self._step) if unreached and self.options.natural else None
-        if pace is not None:  # else all gradients were zero
+        if pace is not None and (pace < 1 or self.options.trust is None):  # None: all gradients were zero
             for gradient in unreached:
                 gradient.mul_(pace)
 

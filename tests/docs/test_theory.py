@@ -264,17 +264,23 @@ def test_equation_19_effective_dimension_is_a_trace():
 
 
 @pytest.mark.parametrize("power", POWERS)
-def test_equation_20_uncovered_parameters_move_at_the_pace_of_the_mean_damping(power: float):
+@pytest.mark.parametrize("trust", [None, 1.0])
+@pytest.mark.parametrize("loss_scale", [1e-3, 1e3])
+def test_equation_20_uncovered_parameters_move_at_the_pace_of_the_mean_damping(
+    power: float, trust: float | None, loss_scale: float
+):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)).double()
-    pre = Preconditioner(model, power=power, scale="natural")
-    model(random(N, 4)).square().sum(1).mean().backward()
+    pre = Preconditioner(model, power=power, scale="natural", trust=trust)
+    (loss_scale * model(random(N, 4)).square().sum(1).mean()).backward()
     slope = model.get_parameter("1.weight")
     assert slope.grad is not None
     before = slope.grad.clone()
     pre.step()
     dampings = [stats.damping for stats in pre.stats().values()]
-    assert_close(slope.grad, (sum(dampings) / len(dampings)) ** -power * before)
+    pace = (sum(dampings) / len(dampings)) ** -power
+    assert (pace > 1) == (loss_scale < 1)
+    assert_close(slope.grad, (pace if trust is None else min(1.0, pace)) * before)
 
 
 def test_equation_21_merging_puts_columns_side_by_side():
