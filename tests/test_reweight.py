@@ -188,3 +188,16 @@ def test_rows_of_other_layers_are_held_one_layer_at_a_time(monkeypatch: pytest.M
     assert len(alive) == 3
     assert len(most) == 5
     assert max(most) == 1
+
+
+def test_batch_without_gradients_leaves_zeros_and_the_next_ones_train() -> None:
+    model = network()
+    optimizer = seng.SENG(model, lr=0.1, weight_decay=0, reweight=True, **NEEDED)
+    before = [p.detach().clone() for p in model.parameters()]
+    for factor in (0.0, 1.0):
+        optimizer.zero_grad()
+        (factor * loss_of(model, torch.randn(7, 6, dtype=torch.float64))).backward()
+        optimizer.step()
+        assert all(p.grad is not None for p in model.parameters())
+        moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
+        assert moved == [factor > 0] * len(before)

@@ -336,6 +336,10 @@ class Preconditioner:
     def _reweight(self, block: Block) -> bool:
         """Make the block's gradients multiplier * U (w + z), g = U w with equal weights w of all samples in U."""
         curvature = self._curvature.get(block.name)
+        if curvature is not None and curvature.factor is None and curvature.step == self._step:
+            for parameter in block.parameters:  # all captured gradients were zero or next to it
+                parameter.grad = torch.zeros_like(parameter)
+            return True
         if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
