@@ -12,10 +12,13 @@ from torch import nn
 from seng.blocks import Block, lay_out
 from seng.config import Options
 from seng.curvature import (
+    FLOOR,
     BlockParts,
+    Curvature,
     Draft,
     Pool,
     Solution,
+    damping_at,
     draft,
     from_message,
     hold,
@@ -119,3 +122,37 @@ def test_pool_takes_the_loss_scale_out() -> None:
 
 def test_no_messages_have_no_heads() -> None:
     assert read_heads([]) == []
+
+
+def _refreshed(loss_scale: float, old: Curvature | None, **options: Any) -> Curvature:
+    (io, slots), *_ = parts()
+    assert isinstance(io, Product)
+    scaled = ((replace(io, g=io.g * loss_scale), slots),)
+    return refresh(block(), scaled, Choice("operator"), Pool(N), Options(**options), 1, old)[0]
+
+
+def test_relative_damping_stays_at_a_share_of_its_largest() -> None:
+    first = _refreshed(1.0, None)
+    small, tiny, later = (_refreshed(c, first) for c in (0.1, 1e-4, 1.0))
+    assert float(small.mean) == pytest.approx(0.01 * float(first.mean))
+    assert float(tiny.mean) == pytest.approx(FLOOR * float(first.mean))
+    assert float(tiny.damping) == pytest.approx(0.1 * FLOOR * float(first.mean))
+    assert torch.equal(tiny.peak, first.mean)
+    assert torch.equal(later.mean, first.mean)
+    assert tiny.factor is not None
+
+
+def test_floor_of_the_damping_makes_no_direction_shorter_than_the_gradient() -> None:
+    first = _refreshed(1e6, None)
+    assert float(_refreshed(1e-6, first).damping) == pytest.approx(1.0)
+
+
+def test_damping_of_directions_of_the_gradients_scale_has_no_floor() -> None:
+    first = _refreshed(1.0, None, power=1.0)
+    assert float(_refreshed(1e-4, first, power=1.0).mean) == pytest.approx(1e-8 * float(first.mean))
+
+
+def test_damping_is_not_below_the_rounding_of_the_gram() -> None:
+    mean = torch.tensor([1.0, 1e12])
+    found = damping_at(Options(damping=1e-3, damping_mode="absolute"), 0, mean)
+    assert found.tolist() == pytest.approx([1e-3, 16e12 * torch.finfo(torch.float32).eps])

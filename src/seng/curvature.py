@@ -20,7 +20,9 @@ from .solve import EigenState, FactorisationError, SolveState, from_vector, init
 from .types import Choice, LayerIO, Product, expand_positions, join_uses
 
 SMALLEST = 2.0**24  # multiples of the smallest normal number below which a damping cannot be divided by
-HEAD = 5  # numbers in front of a message: kind, usable, failed rungs, mean, damping
+ROUNDINGS = 16.0  # of the mean eigenvalue: smaller dampings would be lost beside the rounding errors of K
+FLOOR = 1e-4  # share of the largest mean eigenvalue so far below which relative damping does not follow
+HEAD = 6  # numbers in front of a message: kind, usable, failed rungs, mean, largest mean so far, damping
 BlockParts = tuple[tuple[LayerIO, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
 
 
@@ -32,7 +34,8 @@ class Curvature:
         factor: U as an operator; None where gradients were zero or next to it, and once it has served where the next
             step refreshes before it is used.
         state: Factorisation of K = U^T U.
-        mean: Mean eigenvalue trace(K) / samples, the unit of relative damping, 0-d.
+        mean: Mean eigenvalue trace(K) / samples, or its floor: the unit of relative damping, 0-d.
+        peak: The largest mean eigenvalue of all refreshes so far, 0-d.
         samples: Number of samples (rows, with positions expanded) behind U.
         step: Step of the refresh.
         damping: The damping in force at the refresh, 0-d.
@@ -43,6 +46,7 @@ class Curvature:
     factor: Factor | None
     state: SolveState
     mean: Tensor
+    peak: Tensor
     samples: int
     step: int
     damping: Tensor
@@ -55,9 +59,10 @@ class Curvature:
 
 
 def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
-    """Return lambda of each block at a step, of the shape of their mean eigenvalues."""
+    """Return lambda of each block at a step, of the shape of their mean eigenvalues; never below K's own rounding."""
     value = options.damping_at(step)
-    return mean * value if options.damping_mode == "relative" else torch.full_like(mean, value)
+    chosen = mean * value if options.damping_mode == "relative" else torch.full_like(mean, value)
+    return torch.maximum(chosen, ROUNDINGS * torch.finfo(mean.dtype).eps * mean)
 
 
 def member_io(block: Block, layers: Mapping[str, LayerIO]) -> dict[int, LayerIO]:
@@ -131,7 +136,8 @@ class Solution:
 
     Args:
         state: Factorisation of K.
-        mean: Mean eigenvalue, 0-d.
+        mean: Mean eigenvalue, or its floor, 0-d.
+        peak: The largest so far, 0-d.
         damping: The damping in force, 0-d.
         row_sums: K 1 of the new batch.
         usable: Whether the damping can be divided by.
@@ -141,6 +147,7 @@ class Solution:
 
     state: SolveState
     mean: Tensor
+    peak: Tensor
     damping: Tensor
     row_sums: Tensor
     usable: bool
@@ -169,9 +176,10 @@ def draft(
 ) -> Draft:
     """Make U from one batch."""
     batch, pool = factor_of(block, parts, choice, pool, options, step)
+    summarised = choice.estimator == "truncated" or options.ema > 0
+    batch = batch.unsketched if summarised else batch  # eigenvalues of a sketch would not be those of the columns kept
     merged = options.ema > 0 and old is not None and isinstance(old.factor, Explicit)
     factor = merge(old.factor, batch, options.ema) if merged else batch  # type: ignore[union-attr,arg-type]
-    summarised = choice.estimator == "truncated" or options.ema > 0
     steady = not callable(options.damping) or options.interval_at(step) == 1
     factored = options.power == 1.0 and (steady or batch.frozen_damping)
     solver = "direct" if options.serves_once(step) else "cholesky" if factored else "eigen"
@@ -191,6 +199,7 @@ def solve(drafted: Draft, options: Options, step: int, old: Curvature | None) ->
     if merged:
         assert old is not None
         mean = options.ema * old.mean + (1 - options.ema) * mean
+    mean, peak = _floored(mean, options, step, old)
     damping = damping_at(options, step, mean)
     size, least = torch.stack([mean, damping]).tolist()
     if not isfinite(size):
@@ -199,7 +208,20 @@ def solve(drafted: Draft, options: Options, step: int, old: Curvature | None) ->
     solver = drafted.solver
     state, failed = init(whole, damping, cholesky=solver == "cholesky", once=solver == "direct")
     usable = least > SMALLEST * torch.finfo(gram.dtype).tiny
-    return Solution(state, mean, damping, sums, usable, failed, whole)
+    return Solution(state, mean, peak, damping, sums, usable, failed, whole)
+
+
+def _floored(mean: Tensor, options: Options, step: int, old: Curvature | None) -> tuple[Tensor, Tensor]:
+    """Return the unit of relative damping and the largest mean eigenvalue so far.
+
+    Where directions carry the scale of (F + lambda I)^-power g, their length does not fall with the gradient as the
+    loss goes to zero. From a share of the largest mean on the unit stays, and they do; but no damping above 1 is
+    made, so that none becomes shorter than the gradient by this.
+    """
+    if old is None or not options.natural:
+        return mean, mean
+    peak = torch.maximum(mean, old.peak)
+    return torch.maximum(mean, (FLOOR * peak).clamp(max=1 / options.damping_at(step))), peak
 
 
 def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
@@ -210,8 +232,10 @@ def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
         spectrum = (state.values, state.vectors)
         factor, values = truncate(factor, solution.damping, limit=drafted.pool.samples, spectrum=spectrum)
         state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
-    used = factor if solution.usable else None
-    return Curvature(used, state, solution.mean, drafted.pool.samples, step, solution.damping, solution.row_sums)
+    return Curvature(
+        factor if solution.usable else None, state, solution.mean, solution.peak, drafted.pool.samples, step,
+        solution.damping, solution.row_sums,
+    )  # fmt: skip
 
 
 def message_size(drafted: Draft) -> int:
@@ -231,8 +255,9 @@ def to_message(drafted: Draft, solution: Solution | None, like: Tensor) -> Float
         kind = 2.0
     else:
         kind = 1.0
-    head = [message.new_tensor([kind, solution.usable, solution.failed]), solution.mean[None], solution.damping[None]]
-    return torch.cat([*head, solution.row_sums, vector])
+    scalars = torch.stack([solution.mean, solution.peak, solution.damping])
+    head = message.new_tensor([kind, solution.usable, solution.failed])
+    return torch.cat([head, scalars, solution.row_sums, vector])
 
 
 def read_heads(messages: Sequence[Float[Tensor, " _"]]) -> list[list[float]]:
@@ -245,14 +270,14 @@ def from_message(drafted: Draft, message: Float[Tensor, " m"], head: Sequence[fl
     kind, usable, failed = head
     if not kind:
         return None
-    mean, damping, n = message[3].clone(), message[4].clone(), drafted.batch.n
+    (mean, peak, damping), n = (x.clone() for x in message[3:HEAD]), drafted.batch.n
     sums, vector = message[HEAD : HEAD + n].clone(), message[HEAD + n :]
     if kind == 1:
         state = from_vector(vector, drafted.solver, drafted.factor.n, damping)
     else:
         gram = unpack_triangle(vector, drafted.factor.n, symmetric=True)
         state, _ = init(gram, damping, cholesky=False)
-    return Solution(state, mean, damping, sums, bool(usable), int(failed))
+    return Solution(state, mean, peak, damping, sums, bool(usable), int(failed))
 
 
 def factor_of(

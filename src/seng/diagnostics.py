@@ -66,7 +66,7 @@ def layer_stats(curvature: Curvature, use: Use | None, options: Options, step: i
     damping = damping_at(options, max(step - 1, 0), curvature.mean).double()
     total = (values + damping).clamp(min=torch.finfo(values.dtype).tiny)
     return LayerStats(
-        trace=float(curvature.mean) * curvature.samples,
+        trace=float(values.sum()),
         effective_dimension=float((values / total).sum()),
         top_eigenvalues=tuple(values.flip(0)[:TOP].tolist()),
         damping=float(damping),

@@ -220,7 +220,7 @@ def _curvature(packed: Any, block: Block) -> Curvature:
 def _works(curvature: Curvature, block: Block) -> bool:
     """Apply the curvature to a gradient: what does not fit together fails, or gives another shape or no number."""
     factor, state, dtype = curvature.factor, curvature.state, block.compute_dtype
-    scalars = all(x.shape == () and x.dtype == dtype for x in (curvature.mean, curvature.damping))
+    scalars = all(x.shape == () and x.dtype == dtype for x in (curvature.mean, curvature.peak, curvature.damping))
     counts = type(curvature.samples) is int and type(curvature.step) is int and curvature.samples >= 0
     if factor is None:
         return scalars and counts

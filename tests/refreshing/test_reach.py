@@ -20,7 +20,7 @@ HALF = Options(damping=2.0, power=0.5)
 def curvature(mean: float, usable: bool = True) -> Curvature:
     state = EigenState(torch.ones(1), torch.ones(1, 1))
     factor = Explicit((torch.ones(1, 1),), ((1, 1),)) if usable else None
-    return Curvature(factor, state, torch.tensor(mean), 1, 0, torch.tensor(1.0))
+    return Curvature(factor, state, torch.tensor(mean), torch.tensor(mean), 1, 0, torch.tensor(1.0))
 
 
 class Pretended(Strategy):
