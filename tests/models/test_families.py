@@ -1,0 +1,129 @@
+"""Laws that hold for every family of models: no step fails, what is captured is right, training is no worse."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import isfinite, sqrt
+from statistics import median
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+import seng
+from seng.testing import loop_gradients
+
+from .family import Family, Losses
+from .library import LIBRARY
+from .networks import NETWORKS
+from .routed_networks import ROUTED_NETWORKS
+from .sequence_networks import SEQUENCE_NETWORKS
+from .tasks import Batch
+
+FAMILIES: dict[str, Family] = {**LIBRARY, **NETWORKS, **SEQUENCE_NETWORKS, **ROUTED_NETWORKS}
+
+RATE, MOMENTUM, DECAY = 0.03, 0.9, 5e-4
+STEPS, BATCH, SEEDS = 40, 16, (0, 1, 2)
+LAST = 8  # steps whose losses are averaged
+WORSE = 1.2  # times SGD's loss
+ABOUT_ZERO = 1e-3  # of the first loss: losses below are alike
+SAMPLES = 5
+EQUAL = 1e-6  # relative error in float64, where single samples and batches sum in other orders
+ROUNDING = 1e-12  # of the whole gradient: a parameter whose true gradient is zero has no relative error
+
+every_family = pytest.mark.parametrize("name", FAMILIES)
+pytestmark = pytest.mark.filterwarnings("ignore:seng:UserWarning")
+
+
+def natural(model: nn.Module) -> Optimizer:
+    return seng.SENG(model, lr=RATE)
+
+
+def plain(model: nn.Module) -> Optimizer:
+    return torch.optim.SGD(model.parameters(), RATE, MOMENTUM, weight_decay=DECAY)
+
+
+@cache
+def trained(name: str, seed: int) -> list[float]:
+    return FAMILIES[name].train(seed, natural, STEPS, BATCH)
+
+
+@every_family
+def test_no_step_raises(name: str) -> None:
+    assert len(trained(name, SEEDS[0])) == STEPS
+
+
+@every_family
+def test_claimed_gradients_are_those_of_single_samples(name: str) -> None:
+    family = FAMILIES[name]
+    if not family.apart:
+        pytest.skip("samples have no losses of their own")
+    model, batch = family.made(0).double(), family.task(SAMPLES, Generator().manual_seed(0))
+    batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
+    for player, losses in family.players.items():
+        losses(model.train(), *batch)  # so that running statistics are not those of a new model
+        model.eval()
+        expected = single_gradients(model, player, losses, batch)
+        pre = seng.Preconditioner(model.get_submodule(player), estimator="exact")
+        model.zero_grad()
+        losses(model, *batch).mean().backward()
+        assert pre.step()
+        claims = claimed_gradients(pre)
+        assert set(claims) == set(pre.coverage().preconditioned)
+        wrong = differences(claims, expected)
+        assert not wrong, f"{name} {player}: relative errors of {wrong}"
+
+
+def single_gradients(model: nn.Module, player: str, losses: Losses, batch: Batch) -> dict[str, Tensor]:
+    """Return the gradients [n, p] of each sample run by itself, by name of the parameter."""
+    trainable = {name: p for name, p in model.get_submodule(player).named_parameters() if p.requires_grad}
+
+    def loss_of(i: int) -> Tensor:
+        return losses(model, *(x[i : i + 1] for x in batch)).sum()
+
+    rows = loop_gradients(loss_of, list(trainable.values()), len(batch[0]))
+    return dict(zip(trainable, rows.split([p.numel() for p in trainable.values()], 1), strict=True))
+
+
+def claimed_gradients(pre: seng.Preconditioner) -> dict[str, Tensor]:
+    """Return the per-sample gradients [n, p] behind the curvature held, by name of the parameter."""
+    claims = {}
+    for name, curvature in pre._curvature.items():
+        block, factor = pre._layout.blocks[name], curvature.factor
+        sizes = [p.numel() for p in block.parameters]
+        if factor is None:  # all gradients were zero
+            rows = torch.zeros(curvature.samples, sum(sizes), dtype=torch.float64)
+        else:
+            rows = factor.to_dense().T * sqrt(factor.n)  # columns of U are u_i / sqrt(n)
+        claims |= dict(zip(block.parameter_names, rows.split(sizes, 1), strict=True))
+    return claims
+
+
+def differences(claims: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, str]:
+    """Return the relative error of each parameter whose gradients are not equal, or their numbers of samples."""
+    zero = ROUNDING * float(torch.cat(list(expected.values()), 1).norm())
+    wrong = {}
+    for name, got in claims.items():
+        if got.shape != expected[name].shape:
+            wrong[name] = f"{len(got)} rows, {len(expected[name])} samples"
+            continue
+        error, size = float((got - expected[name]).norm()), float(expected[name].norm())
+        if not error <= EQUAL * size + zero:
+            wrong[name] = f"{error / max(size, zero):.2g}"
+    return wrong
+
+
+@every_family
+def test_loss_is_no_higher_than_that_of_sgd(name: str) -> None:
+    ratios = []
+    for seed in SEEDS:
+        reference = FAMILIES[name].train(seed, plain, STEPS, BATCH)
+        ours, theirs, zero = ending(trained(name, seed)), ending(reference), ABOUT_ZERO * reference[0]
+        assert theirs < reference[0], "SGD trains the model"
+        ratios.append(ours / max(theirs, zero) if isfinite(ours) else float("inf"))
+    assert median(ratios) <= WORSE, f"{name}: {[f'{ratio:.3g}' for ratio in ratios]} times the loss of SGD"
+
+
+def ending(losses: list[float]) -> float:
+    return sum(losses[-LAST:]) / LAST
