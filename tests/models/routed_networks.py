@@ -29,7 +29,7 @@ class Adversaries(nn.Module):
 
 
 def adversaries() -> Family:
-    """Compared by how far the means of what is real and what is made are apart."""
+    """Least squares, at rest where both agree; compared by the distance of the means of real and made points."""
 
     def task(n: int, generator: Generator) -> Batch:
         real = torch.randn(n, 2, generator=generator) * 0.2 + torch.tensor([0.6, -0.6])
@@ -37,10 +37,10 @@ def adversaries() -> Family:
 
     def told(model: Adversaries, real: Tensor, z: Tensor) -> Tensor:
         right, wrong = model.discriminator(real), model.discriminator(model.generator(z).detach())
-        return (F.softplus(-right) + F.softplus(wrong))[:, 0]
+        return ((right - 1).square() + (wrong + 1).square())[:, 0] / 4
 
     def fooled(model: Adversaries, real: Tensor, z: Tensor) -> Tensor:
-        return F.softplus(-model.discriminator(model.generator(z)))[:, 0]
+        return model.discriminator(model.generator(z)).square()[:, 0] / 2
 
     def score(model: Adversaries, real: Tensor, z: Tensor) -> Tensor:
         return (model.generator(z).mean(0) - real.mean(0)).square().sum()
