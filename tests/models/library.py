@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -145,6 +146,17 @@ def whisper() -> Family:
     return Family(lambda: make(AutoModelForSpeechSeq2Seq, "whisper", **settings), recordings(mels, 2 * frames), losses)
 
 
+def checkpointed(family: Family) -> Family:
+    """The same, recomputing its layers in backward."""
+
+    def build() -> nn.Module:
+        model: Any = family.build()
+        model.gradient_checkpointing_enable()
+        return model
+
+    return replace(family, build=build)
+
+
 def clip(contrast: bool = False) -> Family:
     """Tells whether pictures and texts belong together: pair by pair, or each picture among all texts."""
     text = sized({"projection_dim": WIDTH})
@@ -192,12 +204,15 @@ LIBRARY: dict[str, Family] = {
     "opt": language_model("opt", word_embed_proj_dim=WIDTH, ffn_dim=2 * WIDTH),
     "bloom": language_model("bloom"),
     "llama": language_model("llama"),
+    "llama-tied": language_model("llama", tie_word_embeddings=True),
+    "llama-checkpointed": checkpointed(language_model("llama")),
     "qwen2": language_model("qwen2", num_key_value_heads=1),
     "gemma": language_model("gemma", num_key_value_heads=1, head_dim=8),
     "phi": language_model("phi"),
     "mixtral": language_model("mixtral", num_key_value_heads=1, num_local_experts=4, experts_implementation="eager"),
     "mamba": language_model("mamba", state_size=4),
     "bert": classifier("bert"),
+    "bert-checkpointed": checkpointed(classifier("bert")),
     "bert-masked": masked_model("bert"),
     "roberta": classifier("roberta"),
     "distilbert": classifier("distilbert", hidden_dim=2 * WIDTH),

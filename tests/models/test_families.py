@@ -12,16 +12,16 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 import seng
-from seng.testing import loop_gradients
 
 from .family import Family, Losses
 from .library import LIBRARY
 from .networks import NETWORKS
+from .paired_networks import PAIRED_NETWORKS
 from .routed_networks import ROUTED_NETWORKS
 from .sequence_networks import SEQUENCE_NETWORKS
 from .tasks import Batch
 
-FAMILIES: dict[str, Family] = {**LIBRARY, **NETWORKS, **SEQUENCE_NETWORKS, **ROUTED_NETWORKS}
+FAMILIES: dict[str, Family] = {**LIBRARY, **NETWORKS, **SEQUENCE_NETWORKS, **ROUTED_NETWORKS, **PAIRED_NETWORKS}
 
 RATE, MOMENTUM, DECAY = 0.03, 0.9, 5e-4
 STEPS, BATCH, SEEDS = 40, 16, (0, 1, 2)
@@ -78,12 +78,13 @@ def test_claimed_gradients_are_those_of_single_samples(name: str) -> None:
 def single_gradients(model: nn.Module, player: str, losses: Losses, batch: Batch) -> dict[str, Tensor]:
     """Return the gradients [n, p] of each sample run by itself, by name of the parameter."""
     trainable = {name: p for name, p in model.get_submodule(player).named_parameters() if p.requires_grad}
-
-    def loss_of(i: int) -> Tensor:
-        return losses(model, *(x[i : i + 1] for x in batch)).sum()
-
-    rows = loop_gradients(loss_of, list(trainable.values()), len(batch[0]))
-    return dict(zip(trainable, rows.split([p.numel() for p in trainable.values()], 1), strict=True))
+    rows: dict[str, list[Tensor]] = {name: [] for name in trainable}
+    for i in range(len(batch[0])):
+        model.zero_grad()
+        losses(model, *(x[i : i + 1] for x in batch)).sum().backward()
+        for name, p in trainable.items():
+            rows[name].append(torch.zeros_like(p) if p.grad is None else p.grad)
+    return {name: torch.stack(own).flatten(1) for name, own in rows.items()}
 
 
 def claimed_gradients(pre: seng.Preconditioner) -> dict[str, Tensor]:
