@@ -224,16 +224,15 @@ class Checkpointed(Encoder):
 def half_frozen() -> nn.Module:
     """Return an MLP whose first layer is frozen, and of the next the weight."""
     model = mlp()
-    model[0].requires_grad_(False)
-    model[2].weight.requires_grad_(False)
+    model.get_submodule("0").requires_grad_(False)
+    model.get_parameter("2.weight").requires_grad_(False)
     return model
 
 
 def compiled() -> nn.Module:
     """Return an MLP with a compiled part."""
-    model = mlp()
-    model[0] = torch.compile(model[0], backend="eager")
-    return model
+    first, *rest = mlp().children()
+    return nn.Sequential(torch.compile(first, backend="eager"), *rest)
 
 
 PAIRED_NETWORKS: dict[str, Family] = {

@@ -84,7 +84,7 @@ def single_gradients(model: nn.Module, player: str, losses: Losses, batch: Batch
         losses(model, *(x[i : i + 1] for x in batch)).sum().backward()
         for name, p in trainable.items():
             rows[name].append(torch.zeros_like(p) if p.grad is None else p.grad)
-    return {name: torch.stack(own).flatten(1) for name, own in rows.items()}
+    return {name: torch.stack(own).reshape(len(own), -1) for name, own in rows.items()}
 
 
 def claimed_gradients(pre: seng.Preconditioner) -> dict[str, Tensor]:
