@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -231,8 +231,9 @@ def half_frozen() -> nn.Module:
 
 def compiled() -> nn.Module:
     """Return an MLP with a compiled part."""
-    first, *rest = mlp().children()
-    return nn.Sequential(torch.compile(first, backend="eager"), *rest)
+    model = mlp()
+    model.add_module("0", cast(nn.Module, torch.compile(model.get_submodule("0"), backend="eager")))
+    return model
 
 
 PAIRED_NETWORKS: dict[str, Family] = {

@@ -17,6 +17,7 @@ from .family import Family, Losses
 from .library import LIBRARY
 from .networks import NETWORKS
 from .paired_networks import PAIRED_NETWORKS
+from .positions import POSITIONS
 from .routed_networks import ROUTED_NETWORKS
 from .sequence_networks import SEQUENCE_NETWORKS
 from .tasks import Batch
@@ -28,7 +29,7 @@ STEPS, BATCH, SEEDS = 40, 16, (0, 1, 2)
 LAST = 8  # steps whose losses are averaged
 WORSE = 1.2  # times SGD's loss
 ABOUT_ZERO = 1e-3  # of the first loss: losses below are alike
-SAMPLES = 5
+COUNTS = (5, 6)  # of samples: no other dimension of a family, nor a divisor of one
 EQUAL = 1e-6  # relative error in float64, where single samples and batches sum in other orders
 ROUNDING = 1e-12  # of the whole gradient: a parameter whose true gradient is zero has no relative error
 
@@ -54,12 +55,13 @@ def test_no_step_raises(name: str) -> None:
     assert len(trained(name, SEEDS[0])) == STEPS
 
 
-@every_family
-def test_claimed_gradients_are_those_of_single_samples(name: str) -> None:
-    family = FAMILIES[name]
+@pytest.mark.parametrize("n", COUNTS)
+@pytest.mark.parametrize("name", [*FAMILIES, *POSITIONS])
+def test_claimed_gradients_are_those_of_single_samples(name: str, n: int) -> None:
+    family = {**FAMILIES, **POSITIONS}[name]
     if not family.apart:
         pytest.skip("samples have no losses of their own")
-    model, batch = family.made(0).double(), family.task(SAMPLES, Generator().manual_seed(0))
+    model, batch = family.made(0).double(), family.task(n, Generator().manual_seed(n))
     batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
     for player, losses in family.players.items():
         losses(model.train(), *batch)  # so that running statistics are not those of a new model
@@ -68,6 +70,8 @@ def test_claimed_gradients_are_those_of_single_samples(name: str) -> None:
         pre = seng.Preconditioner(model.get_submodule(player), estimator="exact")
         model.zero_grad()
         losses(model, *batch).mean().backward()
+        means = {key: rows.mean(0, keepdim=True) for key, rows in expected.items()}
+        assert not differences(gradients(model.get_submodule(player)), means), f"{name}: hooks change gradients"
         assert pre.step()
         claims = claimed_gradients(pre)
         assert set(claims) == set(pre.coverage().preconditioned)
@@ -85,6 +89,10 @@ def single_gradients(model: nn.Module, player: str, losses: Losses, batch: Batch
         for name, p in trainable.items():
             rows[name].append(torch.zeros_like(p) if p.grad is None else p.grad)
     return {name: torch.stack(own).reshape(len(own), -1) for name, own in rows.items()}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.reshape(1, -1) for name, p in model.named_parameters() if p.grad is not None}
 
 
 def claimed_gradients(pre: seng.Preconditioner) -> dict[str, Tensor]:
