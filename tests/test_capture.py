@@ -384,7 +384,8 @@ def test_layers_that_disagree_about_samples_pass_through_by_name():
     model, x = _Windows().double(), random(1, N, 4, 3)
     pre = Preconditioner(model, estimator="exact", curvature_batch="current", refresh_every=1)
     model(x).square().mean().backward()
-    plain = model.odd.weight.grad.clone()  # type: ignore[union-attr]
+    assert model.odd.weight.grad is not None
+    plain = model.odd.weight.grad.clone()
     message = rf"keep their plain gradient: odd \(dimension 0 of its input has {4 * N} entries where the batch has {N}"
     with pytest.warns(UserWarning, match=message):
         pre.step()

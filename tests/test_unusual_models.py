@@ -177,7 +177,7 @@ class Tables(nn.Module):
             "distributed": "none",
         },
     ],
-    ids=str,
+    ids=lambda options: str(sorted(options)),
 )
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_sparse_gradients_train_as_dense_ones_do(kind: str, options: dict[str, Any], set_to_none: bool) -> None:

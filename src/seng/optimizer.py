@@ -95,13 +95,13 @@ class SENG(Optimizer):
         self.bases = bases
         self._share_groups()
 
-    @property  # type: ignore[override]
-    def state(self) -> MutableMapping[Any, Any]:  # pyright: ignore
+    @property
+    def state(self) -> MutableMapping[Any, Any]:
         """The bases' state by parameter; changes to it are changes of theirs."""
         return BaseStates(self.bases, self._firsts(), self.preconditioner.steps > 0)
 
     @state.setter
-    def state(self, value: Mapping[Any, Any]) -> None:
+    def state(self, value: Mapping[Any, Any]) -> None:  # type: ignore[override]
         for base in self.bases:
             base.state.clear()
         self.state.update(value)
