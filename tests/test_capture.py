@@ -406,6 +406,30 @@ def test_layer_that_disagreed_once_is_not_trusted_by_accident():
     pre.close()
 
 
+class _Experts(nn.Module):
+    """Sends rows to one of two experts."""
+
+    def __init__(self, share: int):
+        super().__init__()
+        self.experts, self.last = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]), nn.Linear(3, 2)
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        parts = [expert(part) for expert, part in zip(self.experts, rows.split([self.share, len(rows) - self.share]))]
+        return self.last(torch.cat(parts).view_as(x).tanh())
+
+
+def test_layers_of_a_module_list_are_not_trusted_where_one_of_them_disagrees():
+    model = _Experts(share=N).double()  # the first expert sees as many rows as there are samples, but others
+    pre = Preconditioner(model, refresh_every=1)
+    model(random(1, N, 4, 3)).square().mean().backward()
+    with pytest.warns(UserWarning, match=r"experts\.0 \(dimension 0 of the inputs of layers like it"):
+        pre.step()
+    assert set(pre.coverage().preconditioned) == {"last.weight", "last.bias"}
+    pre.close()
+
+
 def test_forward_passes_of_different_sizes_are_different_samples():
     model, x = mlp(), random(1, N + 4, 3)
 

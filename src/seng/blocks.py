@@ -194,6 +194,7 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
         if isinstance(module, kind)
         for child in module.modules()
     }
+    lists = {name for name, module in modules if isinstance(module, nn.ModuleList)}
     watched = []
     for name, module in modules:
         held = {key: p for key, p in module._parameters.items() if p is not None and p.numel()}
@@ -216,9 +217,16 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
             reason = f"{type(module).__name__} computes its own weight"
             if wanted or not own:
                 assert function is not None
-                watched.append(Watched(name, module, function, wanted))
+                watched.append(Watched(name, module, function, wanted, _family(name, lists)))
         reasons.update(dict.fromkeys(own.values(), reason))
     return watched
+
+
+def _family(name: str, lists: set[str]) -> str:
+    """Return a name with * for its places in module lists, "" where it has none."""
+    parts = name.split(".")
+    starred = ["*" if ".".join(parts[:k]) in lists else part for k, part in enumerate(parts)]
+    return ".".join(starred) if "*" in starred else ""
 
 
 def _without_foreign_uses(

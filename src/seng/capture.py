@@ -116,12 +116,14 @@ class Watched:
         module: The module.
         function: Its entry in the layer table.
         wanted: Names of its trainable parameters.
+        family: What it has in common with the same layer of other members of a ModuleList, as experts are; or "".
     """
 
     name: str
     module: nn.Module
     function: LayerFunction
     wanted: tuple[str, ...]
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -443,6 +445,10 @@ class Capture:
             odd = next((io.n for io in ios if io.n != size), None)
             if odd is not None:
                 self._refused[name] = f"dimension 0 of its input has {odd} entries where the batch has {size} samples"
+        odd_families = {self._watched[name].family for name in self._refused} - {""}
+        for name in found.keys() - self._refused.keys():
+            if self._watched[name].family in odd_families:  # sizes that agree by accident, as those of experts may
+                self._refused[name] = "dimension 0 of the inputs of layers like it is not the batch"
         return {name: join_uses(ios) for name, ios in found.items() if name not in self._refused}, size
 
     def _io(self, entry: Watched, use: Use, g: Tensor) -> LayerIO:

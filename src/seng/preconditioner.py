@@ -372,7 +372,7 @@ class Preconditioner:
         rest = [g for name, own in present(self._layout).items() if name not in done for g in own]
         unreached = [*passing(self._layout), *rest]
         pace = self._reach.pace(self.options, self._step) if unreached and self.options.natural else None
-        if pace is not None and (pace < 1 or self.options.trust is None):  # None: all gradients were zero
+        if pace is not None and pace != 1:  # None: all gradients were zero
             for gradient in unreached:
                 gradient.mul_(pace)
 
@@ -390,7 +390,7 @@ class Preconditioner:
         if due:
             self._follow_model("step()")
         grads = self._gradients()
-        taken = self._samples.take(grads, due, self.options, self._step)
+        taken = self._samples.take(grads, due, self.options, self._step, self.strategy.world == 1)
         self._restore_gradients(grads, taken.layers)
         squares = {name: squared(own) for name, own in grads.items()}
         good = all_finite([*squares.values(), *self._loose_squares(taken.layers)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ from .capture import Capture, Captured
 from .config import Options
 from .curvature import in_place, member_io
 from .distributed import Strategy
-from .errors import BatchError
+from .errors import BatchError, CaptureError
 from .events import Events
 from .gradient_check import COLUMNS, DIGEST, REDUCED, Probe, common_ratio, digest, probe, scaled
 from .refreshing import Members
@@ -62,21 +63,31 @@ class Samples:
         self.refused: dict[str, str] = {}
         self._layout, self._capture, self._events, self._withheld = layout, capture, events, withheld
 
-    def take(self, grads: Mapping[str, Grads], due: bool, options: Options, step: int) -> Taken:
+    def take(self, grads: Mapping[str, Grads], due: bool, options: Options, step: int, alone: bool) -> Taken:
         """Take what the hooks captured, and forget it there. What can fail on one rank alone fails here.
+
+        Args:
+            grads: The gradients of each block.
+            due: Whether a refresh needs the samples.
+            options: Of the preconditioner.
+            step: The step.
+            alone: Whether gradients are those of this process's samples.
 
         Raises:
             CaptureError: A layer's input was overwritten in place before it could be used.
         """
-        captured = self._capture.collect()
-        taken = Taken(captured.layers, samples=captured.samples)
-        if due:
+        try:
+            captured = self._capture.collect()
+            if not due:
+                return Taken(captured.layers, samples=captured.samples)
             taken = self._look(captured, grads, options, step)
-            if captured.loose and not _agree(taken):
-                other = self._look(self._capture.collect(loose=True), grads, options, step)
-                taken = other if _agree(other) else taken
-        self._capture.release()
-        return taken
+            if alone and captured.loose and not _agree(taken):
+                with suppress(CaptureError):  # what was cleared need not be there any more
+                    other = self._look(self._capture.collect(loose=True), grads, options, step)
+                    taken = other if _agree(other) else taken
+            return taken
+        finally:
+            self._capture.release()
 
     def _look(self, captured: Captured, grads: Mapping[str, Grads], options: Options, step: int) -> Taken:
         checked = grads.keys() - self._withheld if options.gradient_check and not self._layout.sharded else set()

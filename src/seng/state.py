@@ -229,5 +229,5 @@ def _works(curvature: Curvature, block: Block) -> bool:
     factor.add_rmv_(grads, z)
     sizes = [rows * columns for rows, columns in factor.shapes]
     fits = sizes == [p.numel() for p in block.parameters] and state.matvec(z).shape == (factor.n,)
-    positive = bool(curvature.mean > 0) and bool(curvature.damping > 0)
+    positive = bool(curvature.mean >= 0) and bool(curvature.damping > 0)
     return scalars and counts and fits and positive and all(bool(x.isfinite().all()) for x in (*grads, z))

@@ -111,7 +111,7 @@ def disagreeing(rank: int, world: int) -> dict[str, str]:
     early = optimizer.state_dict()
     train(model, optimizer, range(1, 2), rank, world)
     late = optimizer.state_dict()
-    seeded = {**late, "preconditioner": {**late["preconditioner"], "seed": 7}}
+    seeded = {"bases": late["bases"], "preconditioner": {**late["preconditioner"], "seed": 7}}
     optimizer.close()
     for name, states in {"step": (early, late), "seed": (seeded, late), "state_loaded": (late, None)}.items():
         model, optimizer = build("sharded")

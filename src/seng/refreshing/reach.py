@@ -75,12 +75,16 @@ class Reach:
         return {} if self.spent else dict(zip(self._names, counts, strict=True))
 
     def pace(self, options: Options, step: int) -> float | None:
-        """Return what scales gradients that no curvature reaches: the mean of each row's pace."""
+        """Return what scales gradients that no curvature reaches: the mean of each row's pace.
+
+        Under a trust cap no gradient is amplified.
+        """
         paces = []
         for means in self._table:
             dampings = damping_at(options, step, means[means >= 0])
             dampings = dampings[dampings > 0]
             if len(dampings):
                 mean = float(dampings.mean())
-                paces.append(1 / (1 + mean) if options.estimator == "paper-code" else mean**-options.power)
+                pace = 1 / (1 + mean) if options.estimator == "paper-code" else mean**-options.power
+                paces.append(pace if options.trust is None else min(1.0, pace))
         return sum(paces) / len(paces) if paces else None

@@ -185,7 +185,7 @@ def _own_state(path: Path, session: Session) -> dict[str, Any]:
         preconditioner = moved_state([other["optimizer"]["preconditioner"] for other in states], offered)
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    return {**state, "optimizer": {**state["optimizer"], "preconditioner": preconditioner}}
+    return {**state, "optimizer": {"bases": state["optimizer"]["bases"], "preconditioner": preconditioner}}
 
 
 def save_checkpoint(path: Path, session: Session, position: Position) -> None:

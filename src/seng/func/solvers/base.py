@@ -89,6 +89,7 @@ class Solver(ABC):
 
     @property
     def trace(self) -> float:
+        """The exact trace of K."""
         return self.rows.trace
 
     def direction(self, r: Float[Tensor, " n"], rest: Float[Tensor, " p"] | None = None) -> Solution:
