@@ -416,8 +416,8 @@ class _Experts(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, 1)
-        parts = [expert(part) for expert, part in zip(self.experts, rows.split([self.share, len(rows) - self.share]))]
-        return self.last(torch.cat(parts).view_as(x).tanh())
+        out = torch.cat([self.experts[0](rows[: self.share]), self.experts[1](rows[self.share :])])
+        return self.last(out.view_as(x).tanh())
 
 
 def test_layers_of_a_module_list_are_not_trusted_where_one_of_them_disagrees():
