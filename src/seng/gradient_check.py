@@ -7,7 +7,7 @@ right, y = beta x + gamma W^T u + delta sign(W)^T u: a multiple of the captured 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -25,9 +25,8 @@ ROUNDINGS = 2.0**13  # of the dtype that may add up
 HALF_ROUNDINGS = 16.0  # the same in half precision, whose products are accumulated in float32
 REDUCED = 2.0**-8  # rounding of gradients that ranks may have averaged in half precision
 TENSOR_CORES = 2.0**-10  # rounding of float32 products on a GPU that takes TensorFloat-32
-LARGE_SCALE = (
-    64.0  # ratios above are loss scales; those below, unless whole numbers, may be gradients that were clipped
-)
+LARGE_SCALE = 4096.0  # ratios above are loss scales; below, unless whole numbers, gradients may have been clipped
+NUMBERS = 16  # of a weight to compare, at least where it has as many
 
 DIGEST = 12  # random combinations of a probe's numbers that ranks compare in place of them
 PENALTIES = 4  # of a block that ranks tell each other
@@ -39,22 +38,22 @@ class View:
     """What a check looks at of one parameter: all of it, or random combinations of its rows.
 
     Args:
-        u: The combination, by group, or None for all of the parameter.
+        u: The combinations, by group, or None for all of the parameter.
         channels: The input channels looked at, or None for all.
     """
 
-    u: Float[Tensor, "c rows"] | None = None
+    u: Float[Tensor, "c m rows"] | None = None
     channels: Tensor | None = None
 
     def __call__(self, value: Tensor) -> Float[Tensor, " k"]:
         """Return what is seen of a tensor of the parameter's shape."""
         if self.u is None:
             return value.reshape(-1)
-        c, rows = self.u.shape
+        c, _, rows = self.u.shape
         value = value.reshape(c, rows, *value.shape[1:])
         if self.channels is not None:
             value = value.index_select(2, self.channels)
-        return (self.u[:, None] @ value.reshape(c, rows, -1)).reshape(-1)
+        return (self.u @ value.reshape(c, rows, -1)).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,14 @@ class Probe:
     Args:
         x: Of the captured sum.
         y: Of ``.grad``.
-        penalties: Of each parameter, and of its signs, with zeros at the places of the others.
+        penalised: Gives rows: of each parameter and of its signs, with zeros at the places of the others.
         noise: Size that x would have if the samples shared no direction, 0-d.
         eps: Relative rounding error of what was captured.
     """
 
     x: Float[Tensor, " k"]
     y: Float[Tensor, " k"]
-    penalties: Float[Tensor, "m k"]
+    penalised: Callable[[], Tensor]
     noise: Tensor
     eps: float
 
@@ -84,7 +83,7 @@ class Probe:
         allowed = tolerance * float((y @ y + (beta * self.noise.double()) ** 2).sqrt())
         if float((y - beta * x).norm()) <= allowed:
             return beta if float(x.norm()) > 2 * tolerance * float(self.noise) else float("nan")
-        basis = torch.stack([x, *self.penalties.double()], 1)
+        basis = torch.stack([x, *self.penalised().double()], 1)
         basis = basis[:, basis.norm(dim=0) > 0]
         if basis.shape[1] >= len(x):
             return None
@@ -109,21 +108,33 @@ def probe(block: Block, parts: BlockParts, grads: Grads, generator: torch.Genera
             sums[slot] = sums[slot] + own if slot in sums else own
         noise, eps = noise + square, max(eps, _rounding(io))
     pairs = [(views[k], k) for k in sorted(sums)]
-    values = [p.detach().to(like.dtype) for p in block.parameters]
+    values = {k: block.parameters[k].detach() for _, k in pairs}
+
+    def penalised() -> Tensor:
+        own = [
+            torch.block_diag(*(view(f(values[k]).to(like.dtype)) for view, k in pairs)) for f in (_same, Tensor.sign)
+        ]
+        return torch.cat(own)
+
     y = torch.cat([view(grads[k].view_as(values[k])) for view, k in pairs])
-    penalties = [torch.block_diag(*(view(f(values[k])) for view, k in pairs)) for f in (Tensor.clone, Tensor.sign)]
-    return Probe(torch.cat([sums[k] for _, k in pairs]), y, torch.cat(penalties), noise.sqrt(), eps)
+    return Probe(torch.cat([sums[k] for _, k in pairs]), y, penalised, noise.sqrt(), eps)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _view(io: LayerIO, generator: torch.Generator, like: Tensor) -> View:
     """Draw what is looked at of the first parameter of a layer."""
     if isinstance(io, Rows):
         return View()
+    channels, (rows, columns) = None, io.shapes[0]
     c = io.g.shape[0] if isinstance(io, Product) else 1
-    u = torch.randn(c, io.shapes[0][0] // c, generator=generator).to(like)
     if isinstance(io, Product) and io.features > 1:
-        return View(u, torch.randperm(io.a.shape[2], generator=generator)[:CHANNELS].to(like.device))
-    return View(u)
+        channels = torch.randperm(io.a.shape[2], generator=generator)[:CHANNELS].to(like.device)
+        columns = len(channels) * columns // io.a.shape[2]
+    combinations = min(rows // c, -(-NUMBERS // max(1, c * columns)))
+    return View(torch.randn(c, combinations, rows // c, generator=generator).to(like), channels)
 
 
 def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -134,20 +145,21 @@ def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor]
     assert view.u is not None
     g = io.g.to(dtype)
     if isinstance(io, Lookup):
-        terms = g * view.u[0][io.ids][..., None]
-        return [terms.sum((0, 1))], terms.square().sum()
+        weights = view.u[0][:, io.ids].flatten(1)
+        square = (weights.square() @ g.square().sum(2).flatten()).sum()
+        return [(weights @ g.flatten(0, 1)).reshape(-1)], square
     c, n, d_out, s = g.shape
     if io.features == 1:
-        weights = g.mT.reshape(c, n * s, d_out) @ view.u[:, :, None]
+        weights = (g.mT.reshape(c, n * s, d_out) @ view.u.mT).mT
         a = io.a.mT.reshape(c, n * s, -1).to(dtype)
-        seen = (weights.mT @ a).reshape(-1)
+        seen, bias = (weights @ a).reshape(-1), weights.sum(2).reshape(-1)
     else:
-        weights = (view.u[:, None, None] @ g).reshape(c * n, s, 1)
+        weights = view.u[:, None] @ g
         a = io.a if view.channels is None else io.a.index_select(2, view.channels)
-        a = a.reshape(c * n, -1, s).to(dtype)
-        seen = (a @ weights).view(c, n, -1).sum(1).reshape(-1)
+        a = a.reshape(c, n, -1, s).to(dtype)
+        seen, bias = (weights @ a.mT).sum(1).reshape(-1), weights.sum((1, 3)).reshape(-1)
     square = weights.square().sum() * a.square().sum() / max(1, n * s)
-    return ([seen, weights.view(c, -1).sum(1)] if io.bias else [seen]), square
+    return ([seen, bias] if io.bias else [seen]), square
 
 
 def _rounding(io: LayerIO) -> float:
@@ -157,19 +169,20 @@ def _rounding(io: LayerIO) -> float:
     return max(eps, TENSOR_CORES) if cuda else eps
 
 
-def common_ratio(ratios: Mapping[str, float], tolerance: float = 1e-3) -> float:
+def common_ratio(ratios: Mapping[str, float], last: float = 1.0, tolerance: float = 1e-3) -> float:
     """Return what all gradients are multiples of the captured ones by, as a loss scale makes them; 1 where nothing is.
 
-    Scales are whole numbers or far from 1. Other ratios come from clipping, which curvature takes no part in.
+    Scales are whole numbers or far from 1. Other ratios come from clipping, which curvature takes no part in. Where
+    gradients are too small to tell, the ratio is the last one.
     """
     known = [ratio for ratio in ratios.values() if ratio == ratio and ratio > 0]
     if not known:
-        return 1.0
+        return last
     middle = median(known)
     if any(abs(ratio - middle) > tolerance * middle for ratio in known):
         return 1.0
     for value, power in ((middle, 1), (1 / middle, -1)):
-        if value >= 1 and abs(value - round(value)) <= 1e-4 * min(value, LARGE_SCALE):
+        if value >= 1 and abs(value - round(value)) <= 1e-5 * value:
             return float(round(value)) ** power
     return middle if max(middle, 1 / middle) > LARGE_SCALE else 1.0
 
@@ -183,7 +196,7 @@ def scaled(io: LayerIO, ratio: float) -> LayerIO:
 
 def digest(found: Probe, name: str) -> Tensor:
     """Return random combinations of what a check sees, as many numbers for every block."""
-    vectors = torch.stack([found.x, found.y, *found.penalties[:PENALTIES]]).double().cpu()
+    vectors = torch.stack([found.x, found.y, *found.penalised()[:PENALTIES]]).double().cpu()
     mix = torch.randn(vectors.shape[1], DIGEST, generator=generator_for(0, 0, name), dtype=torch.float64)
     told = torch.zeros(2 + PENALTIES, DIGEST, dtype=torch.float64)
     told[: len(vectors)] = vectors @ mix

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -24,6 +25,8 @@ DISAGREES = (
     "its captured samples do not add up to its gradient: the weight is also used outside of its layer, the gradient "
     "was changed by a hook or by hand (gradient_check=False if that is meant), or the loss contains gradients"
 )
+ALWAYS = 2  # refreshes at which all blocks are compared with their gradients
+TURNS = 8  # refreshes after which each block has been compared again
 NAMED = 3  # layers that a warning names
 
 
@@ -61,6 +64,7 @@ class Samples:
 
     def __init__(self, layout: Layout, capture: Capture, events: Events, withheld: frozenset[str]):
         self.refused: dict[str, str] = {}
+        self._refreshes, self._ratio = 0, 1.0
         self._layout, self._capture, self._events, self._withheld = layout, capture, events, withheld
 
     def take(self, grads: Mapping[str, Grads], due: bool, options: Options, step: int, alone: bool) -> Taken:
@@ -90,7 +94,7 @@ class Samples:
             self._capture.release()
 
     def _look(self, captured: Captured, grads: Mapping[str, Grads], options: Options, step: int) -> Taken:
-        checked = grads.keys() - self._withheld if options.gradient_check and not self._layout.sharded else set()
+        checked = self._checked(captured.loose) & grads.keys() if options.gradient_check else set()
         taken = Taken(captured.layers, samples=captured.samples)
         for name, block in self._layout.blocks.items():
             refused = [captured.refused[m.name] for m, _ in block.members if m.name in captured.refused]
@@ -106,6 +110,15 @@ class Samples:
                 generator = generator_for(options.seed, step, name)
                 taken.probes[name] = probe(block, in_place(block, members), grads[name], generator)
         return taken
+
+    def _checked(self, every: bool) -> set[str]:
+        """Return the blocks to compare: all at first, later some in turn, and those that disagreed."""
+        names = [] if self._layout.sharded else [name for name in self._layout.blocks if name not in self._withheld]
+        if every or self._refreshes < ALWAYS or not names:
+            return set(names)
+        some = -(-len(names) // TURNS)
+        start = self._refreshes * some
+        return {names[k % len(names)] for k in range(start, start + some)} | (self.refused.keys() & set(names))
 
     def settle(self, taken: Taken, strategy: Strategy, options: Options) -> set[str]:
         """Leave out of ``taken.members`` what does not add up to the gradients of all ranks. A collective call.
@@ -128,9 +141,10 @@ class Samples:
         refused = refused | {name: DISAGREES for name, ratio in ratios.items() if ratio is None}
         for name in refused:
             taken.members.pop(name, None)
-        ratio = common_ratio({name: ratio * scale for name, ratio in ratios.items() if ratio is not None})
-        if ratio != 1.0:
-            self._take_out(taken, ratio / scale)
+        self._refreshes += 1
+        self._ratio = common_ratio({n: ratio * scale for n, ratio in ratios.items() if ratio is not None}, self._ratio)
+        if self._ratio != 1.0:
+            self._take_out(taken, self._ratio / scale)
         self._tell(refused)
         return set(refused)
 
@@ -153,7 +167,7 @@ class Samples:
                 x = there[:, :DIGEST].sum(0) / strategy.world
                 y, *penalties = there[0, DIGEST:-3].split(DIGEST)
                 noise = there[:, -3].square().sum().sqrt() / strategy.world
-                probes[name] = Probe(x, y, torch.stack(penalties), noise, float(there[:, -2].max()))
+                probes[name] = Probe(x, y, partial(torch.stack, penalties), noise, float(there[:, -2].max()))
         return probes, refused
 
     def _take_out(self, taken: Taken, ratio: float) -> None:
