@@ -63,12 +63,12 @@ def test_complex_parameters_pass_through() -> None:
 
 def test_complex_layer_passes_through() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2, dtype=torch.complex64))
-    with pytest.warns(UserWarning, match=r"1.weight \(complex parameters are not supported\)"):
+    with pytest.warns(UserWarning, match=r"1\.weight, 1\.bias \(complex parameters are not supported\)"):
         seng.Preconditioner(model)
 
 
 def test_layers_without_a_rule_are_named_once_at_the_start() -> None:
-    with pytest.warns(UserWarning, match=r"0\.weight_ih_l0 \(LSTM is not supported\)"):
+    with pytest.warns(UserWarning, match=r"0\.weight_ih_l0, .* and 1 more \(LSTM is not supported\)"):
         seng.Preconditioner(nn.Sequential(nn.LSTM(4, 3), nn.Linear(3, 2)))
 
 
@@ -238,3 +238,12 @@ def test_layers_of_width_zero_change_nothing_for_the_rest(
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_warnings_say_each_reason_once_and_name_a_few() -> None:
+    model = nn.Sequential(*(layer for _ in range(9) for layer in (nn.Linear(3, 3), nn.PReLU(), nn.GRUCell(3, 3))))
+    with pytest.warns(UserWarning, match=r"gradient: 1\.weight, 4\.weight, 7\.weight and 6 more \(") as caught:
+        seng.Preconditioner(model)
+    message = str(caught[0].message)
+    assert message.count("PReLU is not supported") == message.count("GRUCell is not supported") == 1
+    assert len(message) < 250

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Mapping
+
+NAMED = 3  # names, and reasons, that a warning shows
 
 
 class Events:
@@ -25,3 +28,16 @@ class Events:
     def warn(self, message: str) -> None:
         """Say something now."""
         warnings.warn(f"seng: {message}", stacklevel=5)
+
+
+def listed(reasons: Mapping[str, str]) -> str:
+    """Return names with their reasons, each reason once; what is beyond a few is counted."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name or "the model")
+    shown = [f"{', '.join(own[:NAMED])}{_more(len(own) - NAMED)} ({why})" for why, own in list(names.items())[:NAMED]]
+    return "; ".join(shown) + _more(sum(map(len, list(names.values())[NAMED:])))
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""

@@ -23,7 +23,7 @@ from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .direction import MeanProjection, Seen, direction, is_sketched, project, shortening
 from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
 from .errors import OrderError, RankError
-from .events import Events
+from .events import Events, listed
 from .factors import Kronecker
 from .gradients import (
     all_finite,
@@ -41,7 +41,7 @@ from .gradients import (
 from .hooks import recorders
 from .planner import require_known
 from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections, go_on
-from .samples import NAMED, Samples, Taken
+from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
 from .wrappers import unwrap
@@ -192,7 +192,7 @@ class Preconditioner:
         Raises:
             OrderError: No backward pass has run since the gradients were cleared.
             OptionError: A schedule gave a value out of range.
-            BatchError: The first batch has one sample, or layers disagree about the number of samples.
+            BatchError: The first batch has one sample.
             CaptureError: A layer's input was overwritten in place before it could be used.
             RankError: Another rank raised an error, is gone, or has other options.
         """
@@ -403,15 +403,15 @@ class Preconditioner:
 
     def _warn_unsupported(self, layout: Layout) -> None:
         chosen = ("excluded", "not included")
-        lost = [f"{name} ({why})" for name, why in layout.passed.items() if why not in chosen]
+        lost = {name: why for name, why in layout.passed.items() if why not in chosen}
         if lost:
-            more = f" and {len(lost) - NAMED} more; see coverage()" if len(lost) > NAMED else ""
-            text = f"these parameters keep their plain gradient: {', '.join(lost[:NAMED])}{more}"
+            text = f"these parameters keep their plain gradient: {listed(lost)}. See coverage()"
             warnings.warn(f"seng: {text}", stacklevel=4)
         if recorders(self._model):
             warnings.warn(
-                "seng: another optimizer or preconditioner of seng is attached to this model, and both would act on "
-                "the same gradients: call close() on the one that is no longer used", stacklevel=4,
+                "seng: another optimizer or preconditioner of seng is attached to this model, and steps of both would "
+                "act on the same gradients: call close() on the earlier one, unless its name is given to this one",
+                stacklevel=4,
             )  # fmt: skip
 
     # -- gradients ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from .config import Options
 from .curvature import in_place, member_io
 from .distributed import Strategy
 from .errors import BatchError, CaptureError
-from .events import Events
+from .events import Events, listed
 from .gradient_check import COLUMNS, DIGEST, REDUCED, Probe, common_ratio, digest, probe, scaled
 from .refreshing import Members
 from .sketch import generator_for
@@ -23,11 +23,11 @@ from .types import Grads, LayerIO
 
 DISAGREES = (
     "its captured samples do not add up to its gradient: the weight is also used outside of its layer, the gradient "
-    "was changed by a hook or by hand (gradient_check=False if that is meant), or the loss contains gradients"
+    "was changed by a hook, by hand or by clip_grad_value_ (gradient_check=False if that is meant), or the loss "
+    "contains gradients"
 )
 ALWAYS = 2  # refreshes at which all blocks are compared with their gradients
 TURNS = 8  # refreshes after which each block has been compared again
-NAMED = 3  # layers that a warning names
 
 
 @dataclass
@@ -173,16 +173,15 @@ class Samples:
     def _take_out(self, taken: Taken, ratio: float) -> None:
         members = taken.members
         taken.members = {name: {k: scaled(io, ratio) for k, io in own.items()} for name, own in members.items()}
-        message = f"captured gradients are {1 / ratio:.6g} times those in .grad, as a loss scale makes them; taken out"
-        self._events.count("loss_scales", f"{message}. Pass grad_scaler to have it read from there")
+        message = f"captured gradients are {1 / ratio:.6g} times those in .grad, as a loss scale makes them"
+        self._events.count("loss_scales", f"{message}; this is taken out. A GradScaler is best passed as grad_scaler")
 
     def _tell(self, refused: Mapping[str, str]) -> None:
         """Warn of blocks that pass through from now on."""
-        new = [f"{name or 'the model'} ({why})" for name, why in refused.items() if name not in self.refused]
+        new = {name: why for name, why in refused.items() if name not in self.refused}
         self.refused = dict(refused)
         if new:
-            more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
-            self._events.warn(f"these layers keep their plain gradient: {'; '.join(new[:NAMED])}{more}. See coverage()")
+            self._events.warn(f"these layers keep their plain gradient: {listed(new)}. See coverage()")
 
 
 def _agree(taken: Taken) -> bool:

@@ -89,7 +89,7 @@ def test_every_error_is_documented() -> None:
 
 
 def test_every_counter_is_documented() -> None:
-    source = text_of(SOURCE / "preconditioner.py") + text_of(SOURCE / "refreshing" / "refresh.py")
+    source = "".join(text_of(SOURCE / name) for name in ("preconditioner.py", "samples.py", "refreshing/refresh.py"))
     counters = set(re.findall(r'count\(\s*"(\w+)"|_counters\["(\w+)"\]', source))
     rows = tables(section(DOCS / "errors.md", "What is survived, and counted"))["counter"]
     assert set(named(rows)) == {a or b for a, b in counters}

@@ -88,7 +88,8 @@ class Refreshes:
         elif rows == 0:
             raise OrderError(
                 "step()", "no layer was captured", expected="a forward and backward pass in training mode since the "
-                "hooks were placed", got="none", fix="Create the optimizer before the forward pass",
+                "hooks were placed", got="none",
+                fix="Create the optimizer before the forward pass, and before torch.compile",
             )  # fmt: skip
         else:
             raise BatchError(
