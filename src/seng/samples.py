@@ -22,9 +22,9 @@ from .sketch import generator_for
 from .types import Grads, LayerIO
 
 DISAGREES = (
-    "its captured samples do not add up to its gradient: the weight is also used outside of its layer, the gradient "
-    "was changed by a hook, by hand or by clip_grad_value_ (gradient_check=False if that is meant), or the loss "
-    "contains gradients"
+    "the captured samples do not add up to .grad: the weight is also used outside of its layer, the gradient was "
+    "changed by a hook, by hand or by clip_grad_value_ (gradient_check=False if that is meant), or the loss contains "
+    "gradients"
 )
 ALWAYS = 2  # refreshes at which all blocks are compared with their gradients
 TURNS = 8  # refreshes after which each block has been compared again
