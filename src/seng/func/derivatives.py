@@ -2,9 +2,9 @@
 
 All functions take a function f of one point x [d] and give its derivatives at that point: write the residual of one
 sample with them. Chains of linear layers and activations, as physics-informed networks mostly are, go through in one
-sweep that carries value, first and second derivatives along all directions at once; anything else by forward over
-reverse mode. Forward over forward mode would be quicker, but torch has operations (layer_norm, linalg.solve) whose
-second derivatives are silently wrong that way.
+sweep that carries value, first and second derivatives along all directions at once; anything else by reverse over
+reverse mode, which is right where torch's forward mode is silently wrong in high order (linalg.solve, det) or fails
+(norm). Layer, instance and batch normalisation are wrong in third order by either mode: they are spelled out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import jacrev, jvp, vmap
+from torch.func import grad, jacrev, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import _has_any_global_hook
 
+from .plain import SpelledOut
 from .trees import BoundModule, with_parameters
 
 Function = Callable[[Tensor], Tensor]
@@ -54,8 +56,8 @@ def taylor(
         directions: Directions; the axes where None.
         sum_second: Give the sum of the second derivatives only, which costs less for many directions.
 
-    Cost: sweep: (2 k + 1) forward passes in one, k + 2 where second derivatives are summed; else k passes forward over
-    reverse mode, an output.
+    Cost: sweep: (2 k + 1) forward passes in one, k + 2 where second derivatives are summed; else k reverse passes
+    through a reverse pass, an output.
     Source: Li et al., "Forward Laplacian" (2023); Dangel et al., "Collapsing Taylor mode" (2025).
     """
     if isinstance(f, BoundModule):
@@ -75,7 +77,7 @@ def laplacian(f: Function, x: Float[Tensor, " d"]) -> Tensor:
 
 def gradient(f: Function, x: Float[Tensor, " d"]) -> Tensor:
     """Return first derivatives along all axes, [*out, d]. Cost: a reverse pass an output."""
-    return jacrev(_on_a_copy(f))(x)  # pyright: ignore[reportReturnType]
+    return jacrev(_right(f))(x)  # pyright: ignore[reportReturnType]
 
 
 def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
@@ -83,15 +85,19 @@ def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
 
     Cost: a reverse pass an output for the first axis; each further one doubles it.
     """
+    if len(axes) > 1:
+        _warn_of_kinks(f)
+
+    def derive(output: Output) -> Tensor:
+        g: Function = lambda y: output(y)[0]  # noqa: E731
+        for axis in axes:
+            g = _component(grad(g), axis)
+        return g(x)
+
     if not axes:
         return f(x)
-    first, *others = axes
-    if others:
-        _warn_of_kinks(f)
-    of: Function = lambda y: gradient(f, y)[..., first]  # noqa: E731
-    for axis in others:
-        of = _along(of, torch.eye(len(x), dtype=x.dtype, device=x.device)[axis])
-    return of(x)
+    derivatives, shape = _by_output(f, x, derive)
+    return derivatives.reshape(shape)
 
 
 @contextmanager
@@ -107,27 +113,55 @@ def nested_differentiation() -> Iterator[None]:
 _sweeping = ContextVar("sweeping", default=True)
 
 
-def _along(f: Function, e: Tensor) -> Function:
-    return lambda x: jvp(f, (x,), (e,))[1]
+def _component(f: Function, axis: int) -> Function:
+    return lambda x: f(x)[axis]
 
 
-def _on_a_copy(f: Function) -> Function:
-    """Return f without its right to change the point in place, as a first layer may."""
-    return lambda x: f(x.clone())
+def _right(f: Function) -> Function:
+    """Return f in operations that are right in any order, and without its right to change the point in place."""
+
+    def right(x: Tensor) -> Tensor:
+        with SpelledOut(), sdpa_kernel(SDPBackend.MATH):
+            return f(x.clone())
+
+    return right
+
+
+Output = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> one output of f, and all of them
+
+
+def _by_output(f: Function, x: Tensor, derive: Callable[[Output], Any]) -> tuple[Any, torch.Size]:
+    """Return what ``derive`` makes of each output of f, stacked, and the shape of f(x)."""
+    right = _right(f)
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):  # so that f draws as if it were called once
+        like = right(x)
+
+    def of_one(unit: Tensor) -> Any:
+        def output(y: Tensor) -> tuple[Tensor, Tensor]:
+            value = right(y)
+            return (value * unit).sum(), value
+
+        return derive(output)
+
+    units = torch.eye(like.numel(), dtype=like.dtype, device=like.device).view(-1, *like.shape)
+    return vmap(of_one, randomness="same")(units), like.shape
 
 
 def _by_reverse_mode(f: Function, x: Tensor, along: Tensor, sum_second: bool) -> Taylor:
-    """Differentiate forward over reverse mode, from a single call of f: what it draws at random is drawn once."""
+    """Differentiate reverse over reverse mode."""
     _warn_of_kinks(f)
 
-    def twice(x: Tensor) -> tuple[Tensor, Tensor]:
-        value = f(x.clone())
-        return value, value
+    def derive(output: Output) -> tuple[Tensor, Tensor, Tensor]:
+        def slopes(y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            slope, value = grad(output, has_aux=True)(y)
+            first = along @ slope
+            return first, (first, value)
 
-    # batched like x, e can be changed in place, as activations may
-    of = lambda x, e: jvp(jacrev(twice, has_aux=True), (x,), (e + torch.zeros_like(x),))[:2]  # noqa: E731
-    (_, value), (bends, first) = vmap(of, randomness="same")(x.expand(len(along), -1), along)
-    second = torch.einsum("k...d,kd->k...", bends, along)
+        bends, (first, value) = jacrev(slopes, has_aux=True)(x)
+        return value, first, (bends * along).sum(1)
+
+    (value, first, second), shape = _by_output(f, x, derive)
+    first, second = first.mT.reshape(-1, *shape), second.mT.reshape(-1, *shape)
     return Taylor(value[0], first, second.sum(0, keepdim=True) if sum_second else second)
 
 
@@ -213,7 +247,7 @@ def _tanh(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _by_forward_mode(layer: nn.Module) -> Derivatives:
     def derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ones = torch.ones_like(z)
-        once = lambda y: jvp(_on_a_copy(layer), (y,), (ones,))  # noqa: E731
+        once = lambda y: jvp(_right(layer), (y,), (ones,))  # noqa: E731
         (value, slope), (_, bend) = jvp(once, (z,), (ones,))[:2]
         return value, slope, bend
 

@@ -21,9 +21,8 @@ def verify(residual_fn: Any, params: Any, batch: Any, **settings: Any) -> dict[s
     """Compare rows with finite differences of the outputs along a random direction, in float64.
 
     Where ``laplacian`` and ``taylor`` take a sweep, the outputs that it is compared with come from nested
-    differentiation: an entry of ``seng.func.derivatives.SMOOTH`` that is wrong is found here, too. torch has operations
-    whose derivatives of second or third order are silently wrong (``layer_norm`` and ``linalg.solve`` are two); a
-    residual that holds such derivatives is found here.
+    differentiation: an entry of ``seng.func.derivatives.SMOOTH`` that is wrong is found here, too; and so are
+    derivatives of torch's own that are silently wrong in second or third order (``hessian`` of ``layer_norm`` or ``linalg.solve``).
 
     Args:
         residual_fn: As in ``natural_gradient``.
