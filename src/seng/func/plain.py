@@ -75,4 +75,5 @@ class SpelledOut(TorchFunctionMode):
     """Within it, these layers are computed in plain operations."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return PLAIN.get(func, func)(*args, **(kwargs or {}))
+        chosen: Any = PLAIN.get(func, func)
+        return chosen(*args, **(kwargs or {}))

@@ -22,7 +22,8 @@ def verify(residual_fn: Any, params: Any, batch: Any, **settings: Any) -> dict[s
 
     Where ``laplacian`` and ``taylor`` take a sweep, the outputs that it is compared with come from nested
     differentiation: an entry of ``seng.func.derivatives.SMOOTH`` that is wrong is found here, too; and so are
-    derivatives of torch's own that are silently wrong in second or third order (``hessian`` of ``layer_norm`` or ``linalg.solve``).
+    derivatives of torch's own that are silently wrong in second or third order (``hessian`` of ``layer_norm`` or of
+    ``linalg.solve``).
 
     Args:
         residual_fn: As in ``natural_gradient``.
