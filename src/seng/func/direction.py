@@ -186,23 +186,6 @@ class Directions:
         """Return the norm that the damping takes of a direction."""
         return float((d / self._columns).norm())
 
-    def _solved(self, asked: Damping) -> Solver:
-        """Return the solver with a damping: from J for few parameters, from K where their columns depend on others."""
-        rows, settings = self._lin.rows, self._problem.settings
-        if self._solver is not None and not isinstance(self._solver, LeastSquares):
-            self._solver.damp(asked)
-            return self._solver
-        generator = self._problem.generator(self._name)
-        if self._name == "exact" and rows.params.size < rows.n:
-            try:
-                if self._solver is None:
-                    return LeastSquares(rows, asked, settings, generator)
-                self._solver.damp(asked)
-                return self._solver
-            except FactorisationError:
-                pass
-        return SOLVERS[self._name](rows, asked, settings, generator)
-
     def _damped(self, damping: float) -> Solver:
         """Return the solver with a damping."""
         problem, lin = self._problem, self._lin
@@ -213,7 +196,12 @@ class Directions:
             )  # fmt: skip
         asked = Damping(damping, problem.settings.damping_mode == "relative")
         try:
-            self._solver = self._solved(asked)
+            if self._solver is None:
+                direct = self._name == "exact" and (lin.rows.params.size < lin.rows.n or damping == 0)
+                kind = LeastSquares if direct else SOLVERS[self._name]
+                self._solver = kind(lin.rows, asked, problem.settings, problem.generator(self._name))
+            else:
+                self._solver.damp(asked)
         except FactorisationError as error:
             raise SingularError(
                 problem.call, "the system has no solution", expected="K + lambda I positive definite", got=str(error),
