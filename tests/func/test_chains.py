@@ -196,6 +196,16 @@ def test_residuals_that_cannot_be_vectorised_are_refused_in_words(layer: nn.Modu
         natural_gradient(lambda u, x: u(x), net, draw(3, 2))
 
 
+@pytest.mark.parametrize("call", [gradient, laplacian, taylor, lambda f, x: partial(f, x, 0, 1)])
+def test_full_backward_hooks_are_refused_in_words(call: Callable[..., Any]) -> None:
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).to(DTYPE)
+    net[1].register_full_backward_hook(lambda *passed: None)
+    with pytest.raises(BatchError, match=r"\(\): f cannot be vectorised.*full backward hooks"):
+        call(net, X)
+    with pytest.raises(BatchError, match="function of 'residual' cannot be vectorised.*full backward hooks"):
+        natural_gradient(lambda u, x: call(u, x), net, draw(3, 2))
+
+
 def test_laplacian_of_dropout_takes_one_mask() -> None:
     net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 1)).to(DTYPE)
     with torch.random.fork_rng():

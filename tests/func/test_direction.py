@@ -326,6 +326,9 @@ READS: dict[str, Any] = {
     "list": lambda u, x: sum(p * x.sum() for p in u.list) + u.list[1].square() * len(u.list),
     "modules": lambda u, x: sum(m(x) for m in u.parts.values()) + u.get_submodule("net")(x),
     "parameters": lambda u, x: sum(p.square().sum() for p in u.parameters()) * x.sum(),
+    "names": lambda u, x: u.get_parameter("net.0.weight").sum() * u.state_dict()["rate"] * x.sum(),
+    "first parameter": lambda u, x: next(u.parameters()).square() * x.sum(),
+    "truth": lambda u, x: u.rate * x.sum() if u and u.training else x.sum(),
     "parametrized": lambda u, x: u.normed.weight.square().sum() + u.normed(x),
     "derivative of a part": lambda u, x: gradient(u.net, x)[0] * u.rate + gradient(u.flux, x)[0],
 }
@@ -338,3 +341,18 @@ def test_residuals_read_what_a_module_holds(name: str) -> None:
     d, _ = natural_gradient(read, module, draw(N, 2), damping=0.01, damping_mode="absolute")
     reference = dense({"r": lambda x: read(module, x)}, {"r": draw(N, 2)}, parameters(module))
     assert_close(flat(d), reference.direction(0.01), 1e-7)
+
+
+@pytest.mark.parametrize("hidden", [lambda p: [p], lambda p: {"a": (p,)}])
+def test_parameters_in_plain_containers_are_named(hidden: Any) -> None:
+    """Neither are they the module's, nor are those of the module exchanged there."""
+    for made in (network, Holder):
+        module = made()
+        module.kept = hidden(next(module.parameters()) if made is Holder else nn.Parameter(draw(2)))
+        with pytest.warns(UserWarning, match="parameters in kept count as constants"):
+            natural_gradient(lambda u, x: u(x), module, draw(N, 2))
+        with (
+            pytest.warns(UserWarning, match="kept"),
+            pytest.raises(OptionError, match="a parameter is read that is con"),
+        ):
+            natural_gradient(lambda u, x: u(x) * len(u.kept), module, draw(N, 2))

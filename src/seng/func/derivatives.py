@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import _has_any_global_hook
 
 from .plain import SpelledOut
+from .terms import in_words
 from .trees import BoundModule, with_parameters
 
 Function = Callable[[Tensor], Tensor]
@@ -77,7 +78,7 @@ def laplacian(f: Function, x: Float[Tensor, " d"]) -> Tensor:
 
 def gradient(f: Function, x: Float[Tensor, " d"]) -> Tensor:
     """Return first derivatives along all axes, [*out, d]. Cost: a reverse pass an output."""
-    return jacrev(_right(f))(x)  # pyright: ignore[reportReturnType]
+    return jacrev(_right(f, "gradient()"))(x)  # pyright: ignore[reportReturnType]
 
 
 def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
@@ -96,7 +97,7 @@ def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
 
     if not axes:
         return f(x)
-    derivatives, shape = _by_output(f, x, derive)
+    derivatives, shape = _by_output(f, x, derive, "partial()")
     return derivatives.reshape(shape)
 
 
@@ -117,11 +118,11 @@ def _component(f: Function, axis: int) -> Function:
     return lambda x: f(x)[axis]
 
 
-def _right(f: Function) -> Function:
+def _right(f: Function, call: str) -> Function:
     """Return f in operations that are right in any order, and without its right to change the point in place."""
 
     def right(x: Tensor) -> Tensor:
-        with SpelledOut(), sdpa_kernel(SDPBackend.MATH):
+        with in_words(call, "f"), SpelledOut(), sdpa_kernel(SDPBackend.MATH):
             return f(x.clone())
 
     return right
@@ -130,9 +131,9 @@ def _right(f: Function) -> Function:
 Output = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> one output of f, and all of them
 
 
-def _by_output(f: Function, x: Tensor, derive: Callable[[Output], Any]) -> tuple[Any, torch.Size]:
+def _by_output(f: Function, x: Tensor, derive: Callable[[Output], Any], call: str) -> tuple[Any, torch.Size]:
     """Return what ``derive`` makes of each output of f, stacked, and the shape of f(x)."""
-    right = _right(f)
+    right = _right(f, call)
     with torch.random.fork_rng([x.device] if x.is_cuda else []):  # so that f draws as if it were called once
         like = right(x)
 
@@ -160,7 +161,7 @@ def _by_reverse_mode(f: Function, x: Tensor, along: Tensor, sum_second: bool) ->
         bends, (first, value) = jacrev(slopes, has_aux=True)(x)
         return value, first, (bends * along).sum(1)
 
-    (value, first, second), shape = _by_output(f, x, derive)
+    (value, first, second), shape = _by_output(f, x, derive, "laplacian()" if sum_second else "taylor()")
     first, second = first.mT.reshape(-1, *shape), second.mT.reshape(-1, *shape)
     return Taylor(value[0], first, second.sum(0, keepdim=True) if sum_second else second)
 
@@ -247,7 +248,7 @@ def _tanh(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _by_forward_mode(layer: nn.Module) -> Derivatives:
     def derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ones = torch.ones_like(z)
-        once = lambda y: jvp(_right(layer), (y,), (ones,))  # noqa: E731
+        once = lambda y: jvp(_right(layer, "taylor()"), (y,), (ones,))  # noqa: E731
         (value, slope), (_, bend) = jvp(once, (z,), (ones,))[:2]
         return value, slope, bend
 

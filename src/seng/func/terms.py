@@ -6,6 +6,7 @@ Everything runs over pieces of the batch, a bounded number of samples at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,16 +110,8 @@ def terms_of(
 
 def _bound(name: str, fn: Callable[..., Any], params: Params, call: str) -> SampleFunction:
     def checked(leaves: Leaves, sample: Any) -> Tensor:
-        try:
+        with in_words(call, f"function of {name!r}"):
             got = fn(params.bind(leaves), sample)
-        except RuntimeError as error:
-            for sign, cause in UNFIT.items():
-                if sign in str(error):
-                    raise BatchError(
-                        call, f"function of {name!r} cannot be vectorised", expected=VECTORISED, got=cause,
-                        fix="Call eval() on the module, or take that part out",
-                    ) from error  # fmt: skip
-            raise
         if isinstance(got, Tensor) and got.is_floating_point() and got.numel():
             return got
         raise BatchError(
@@ -128,6 +121,22 @@ def _bound(name: str, fn: Callable[..., Any], params: Params, call: str) -> Samp
         )  # fmt: skip
 
     return checked
+
+
+@contextmanager
+def in_words(call: str, function: str) -> Iterator[None]:
+    """Raise BatchError where torch.func refuses a function in words of its own."""
+    try:
+        yield
+    except (RuntimeError, BatchError) as error:
+        said = str(error.__cause__ or error)  # of derivatives within a residual, the residual is named
+        for sign, cause in UNFIT.items():
+            if sign in said:
+                raise BatchError(
+                    call, f"{function} cannot be vectorised", expected=VECTORISED, got=cause,
+                    fix="Call eval() on the module, or take that part out",
+                ) from error  # fmt: skip
+        raise
 
 
 def shared(term: Term, ranks: Ranks, call: str) -> Term:

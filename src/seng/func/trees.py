@@ -7,9 +7,10 @@ and ``bind``, which gives the residual function its first argument back.
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tr
 from ..errors import BatchError, OptionError
 
 Leaves = tuple[Tensor, ...]
+HIDDEN = "Of lists and dicts, nn.ParameterList and nn.ParameterDict show theirs, plain ones do not"
 
 
 class BoundModule:
@@ -60,23 +62,37 @@ class BoundModule:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.__bound(iter, self.__part))
 
+    def __bool__(self) -> bool:
+        return bool(self.__part)
+
+    def get_parameter(self, target: str) -> Any:
+        """Return a parameter by its qualified name."""
+        return reduce(getattr, target.split("."), self)
+
     def __bound(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function with the parameters in their places; bind what it gives."""
+        lazy = []
 
         def call() -> Any:
             value = fn(*args, **kwargs)
-            return (
-                list(value) if isinstance(value, Iterator | KeysView | ValuesView | ItemsView) else value
-            )  # lazy ones would read too late
+            lazy.append(isinstance(value, Iterator))
+            read = isinstance(value, Iterator | KeysView | ValuesView | ItemsView)  # later, other values would be there
+            return list(value) if read else value
 
-        value = with_parameters(self, lambda part: call())
-        return value if isinstance(value, Tensor) else tree_map(self.__bind, value)
+        value = tree_map(self.__bind, with_parameters(self, lambda part: call()))
+        return iter(value) if lazy[0] else value
 
     def __bind(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
             return BoundModule(self.__module, self.__parameters, value)
         if isinstance(value, MethodType | FunctionType | partial):
             return partial(self.__bound, value)
+        if isinstance(value, nn.Parameter) and value.requires_grad:
+            raise OptionError(
+                "residual_fn()", "a parameter is read that is constant here",
+                expected="parameters that the module has as its own", got=list(value.shape),
+                fix=f"Keep it as an attribute. {HIDDEN}",
+            )  # fmt: skip
         return value
 
     def _with_parameters(self, fn: Callable[[Any], Any]) -> Any:
@@ -147,6 +163,7 @@ def params_of(params: Any, call: str) -> Params:
         OptionError: There is no tensor, or tensors are not floating, or of several dtypes or devices.
     """
     if isinstance(params, nn.Module):
+        _warn_of_hidden(params, call)
         named = {name: p for name, p in params.named_parameters() if p.requires_grad}
         names, leaves = tuple(named), tuple(named.values())
         bind: Callable[[Sequence[Tensor]], Any] = lambda values: BoundModule(  # noqa: E731
@@ -164,6 +181,19 @@ def params_of(params: Any, call: str) -> Params:
             got=sorted(map(str, kinds)), fix="Pass a module, a tensor, or nested dicts, lists and tuples of tensors",
         )  # fmt: skip
     return Params(leaves, names, bind, restore)
+
+
+def _warn_of_hidden(module: nn.Module, call: str) -> None:
+    """Warn of parameters in plain containers, which are constants where ``forward`` reads them there."""
+    hidden = [
+        f"{name}.{attribute}".lstrip(".")
+        for name, part in module.named_modules()
+        for attribute, value in vars(part).items()
+        if not attribute.startswith("_") and isinstance(value, dict | list | tuple)
+        if any(isinstance(leaf, nn.Parameter) and leaf.requires_grad for leaf in tree_flatten(value)[0])
+    ]
+    if hidden:
+        warnings.warn(f"{call}: parameters in {', '.join(hidden)} count as constants. {HIDDEN}.", stacklevel=4)
 
 
 def count_samples(samples: Any, call: str, name: str) -> int:
