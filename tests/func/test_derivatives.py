@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import hessian, vmap
 
+from seng.errors import BatchError
 from seng.func import gradient, laplacian, natural_gradient, partial, taylor
 from seng.func.derivatives import SMOOTH, _chain
 from seng.func.trees import BoundModule, params_of
@@ -121,3 +122,13 @@ def test_frozen_layers_stay_in_the_sweep() -> None:
     net[2].requires_grad_(False)
     d = [flat(natural_gradient(lambda u, x: laplacian(u, x) - 1, f, draw(6, 3))[0]) for f in (net, hidden(net))]
     torch.testing.assert_close(d[0], d[1], rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("net", [network(inputs=3), hidden(network(inputs=3))])
+def test_batches_of_points_are_refused(net: nn.Module) -> None:
+    for x in (draw(3, 3), draw(1)[0]):
+        for call in (lambda x=x: laplacian(net, x), lambda x=x: taylor(net, x), lambda x=x: partial(net, x, 0)):
+            with pytest.raises(BatchError, match="not one point.*vmap"):
+                call()
+    with pytest.raises(BatchError, match=r"expected x \[d\], and directions \[k, d\]"):
+        taylor(net, X, draw(3))

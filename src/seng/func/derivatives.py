@@ -24,6 +24,7 @@ from torch.func import grad, jacrev, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..errors import BatchError
 from .plain import SpelledOut
 from .terms import in_words
 from .trees import BoundModule, with_parameters
@@ -63,6 +64,7 @@ def taylor(
     """
     if isinstance(f, BoundModule):
         return with_parameters(f, lambda part: taylor(part, x, directions, sum_second=sum_second))
+    _require_point("laplacian()" if sum_second else "taylor()", x, directions)
     along = torch.eye(len(x), dtype=x.dtype, device=x.device) if directions is None else directions
     layers = _chain(f) if _sweeping.get() else None
     if layers is None:
@@ -86,6 +88,7 @@ def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
 
     Cost: a reverse pass an output for the first axis; each further one doubles it.
     """
+    _require_point("partial()", x)
     if len(axes) > 1:
         _warn_of_kinks(f)
 
@@ -112,6 +115,15 @@ def nested_differentiation() -> Iterator[None]:
 
 
 _sweeping = ContextVar("sweeping", default=True)
+
+
+def _require_point(call: str, x: Tensor, directions: Tensor | None = None) -> None:
+    fit = directions is None or (directions.dim() == 2 and directions.shape[1] == x.shape[-1])
+    if x.dim() != 1 or not fit:
+        raise BatchError(
+            call, "not one point", expected="x [d], and directions [k, d]",
+            got=[list(t.shape) for t in (x, directions) if t is not None], fix="Take many points by torch.func.vmap",
+        )  # fmt: skip
 
 
 def _component(f: Function, axis: int) -> Function:
