@@ -75,7 +75,8 @@ def natural_gradient(
             as a function of its inputs.
         params: A module, a tensor, or nested dicts, lists and tuples of tensors, floating, of one dtype.
         batch: Samples: a tree of tensors [n, ...]; a dict of such trees where ``residual_fn`` is a dict.
-        damping: Number >= 0, relative to the mean eigenvalue of K unless ``damping_mode="absolute"``.
+        damping: Number >= 0, relative to the mean eigenvalue of K unless ``damping_mode="absolute"``. 0 gives the
+            shortest of the directions that minimise |J d - r|, by J itself: n p numbers.
         momentum: Number >= 0 and < 1: how much of ``previous`` is kept where the rows say nothing.
         previous: A direction as returned, or None.
         **settings: See ``seng.func.Settings``.
