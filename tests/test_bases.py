@@ -105,7 +105,8 @@ def test_factory_gets_the_trainable_parameters() -> None:
         seen.append(params)
         return torch.optim.RMSprop(params, lr=0.3)
 
-    optimizer = SENG(model, lr=99.0, base=factory)
+    with pytest.warns(UserWarning, match="lr is not used: a factory's optimizer has a rate of its own"):
+        optimizer = SENG(model, lr=99.0, base=factory)
     assert [id(p) for p in seen[0]] == [id(p) for p in model.parameters() if p.requires_grad]
     assert [group["lr"] for group in optimizer.param_groups] == [0.3]
     assert isinstance(optimizer.bases[0], torch.optim.RMSprop)
@@ -167,6 +168,84 @@ def test_groups_added_later_belong_to_the_last_base() -> None:
     (loss_of(model, *batch(0)) + extra.sum()).backward()
     optimizer.step()
     torch.testing.assert_close(extra.detach(), torch.full_like(extra, 0.99), rtol=1e-4, atol=0)  # plain, but for decay
+
+
+# -- what is trained later ----------------------------------------------------------------------------------------
+
+named_bases = pytest.mark.parametrize("base", ["sgd", "adamw", pytest.param("muon", marks=needs_muon)])
+
+
+def _frozen(base: str, *frozen: str) -> tuple[Everything, SENG]:
+    """A model with some modules frozen when the optimizer is made, and a step behind it."""
+    model = everything()
+    for name in frozen:
+        model.get_submodule(name).requires_grad_(False)
+    optimizer = SENG(model, base=base)
+    step_once(model, optimizer)
+    return model, optimizer
+
+
+@named_bases
+@pytest.mark.parametrize("name", ["embed", "conv", "norm", "attention", "hidden", "head"])
+def test_what_thaws_moves_as_if_it_had_never_been_frozen(base: str, name: str) -> None:
+    model, optimizer = _frozen(base, name)
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    model.get_submodule(name).requires_grad_(True)
+    step_once(model, optimizer)
+    for key, p in model.get_submodule(name).named_parameters():
+        if p.grad is not None and p.grad.any():
+            assert not torch.equal(p, before[f"{name}.{key}"]), key
+    assert owners(model, optimizer) == owners(*_frozen(base))
+
+
+@named_bases
+@pytest.mark.parametrize("name", ["embed", "conv", "hidden", "head"])
+def test_what_thaws_can_have_a_group_of_its_own(base: str, name: str) -> None:
+    model, optimizer = _frozen(base, name)
+    module = model.get_submodule(name).requires_grad_(True)
+    optimizer.add_param_group({"params": module.parameters(), "lr": 0.25})
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(rates[id(p)] == 0.25 for p in module.parameters())
+    assert owners(model, optimizer) == owners(*_frozen(base))
+    step_once(model, optimizer)
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": module.parameters()})
+
+
+@named_bases
+def test_group_that_is_refused_leaves_groups_as_they_were(base: str) -> None:
+    model, optimizer = _frozen(base, "conv")
+    before = [[*map(id, group["params"])] for group in optimizer.param_groups]
+    for group in ([*model.conv.parameters(), *model.head.parameters()], [*model.conv.parameters(), "weight"]):
+        with pytest.raises((ValueError, TypeError), match="more than one parameter group|can only optimize Tensors"):
+            optimizer.add_param_group({"params": group})
+    assert [[*map(id, group["params"])] for group in optimizer.param_groups] == before
+
+
+@named_bases
+def test_new_modules_go_where_they_would_have_been(base: str) -> None:
+    model, optimizer = _frozen(base)
+    model.add_module("hidden", nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 8)).double())
+    optimizer.add_param_group({"params": model.hidden.parameters()})
+    kinds = {id(p): type(b).__name__ for b in optimizer.bases for group in b.param_groups for p in group["params"]}
+    new = SENG(model, base=base)
+    assert owners(model, new) == {name: kinds[id(p)] for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("base", ["sgd", lambda p: torch.optim.Adam(p, lr=0.01)])
+def test_new_modules_in_no_group_are_named(base: Any) -> None:
+    model = everything()
+    optimizer = SENG(model, base=base, refresh_every=1)
+    step_once(model, optimizer)
+    model.head = nn.Linear(8, 3).double()
+    with pytest.warns(UserWarning, match=r"in no group of the optimizer, and not moved: head.weight, head.bias\. Give"):
+        step_once(model, optimizer)
+    optimizer.add_param_group({"params": model.head.parameters()})
+    before = model.head.weight.detach().clone()
+    step_once(model, optimizer)
+    assert not torch.equal(model.head.weight, before)
 
 
 # -- Muon -------------------------------------------------------------------------------------------------------------
@@ -251,8 +330,8 @@ def test_hidden_matrices_leave_out_the_head_and_embeddings_even_when_tied() -> N
     head.weight = embed.weight
     tied = nn.Sequential(embed, nn.Linear(4, 4), head, nn.Linear(5, 2))
     assert [id(p) for p in hidden_matrices(tied)] == [id(tied[1].weight)]
-    model.hidden.weight.requires_grad_(False)
-    assert all(p is not model.hidden.weight for p in hidden_matrices(model))
+    model.hidden.weight.requires_grad_(False)  # it may thaw
+    assert any(p is model.hidden.weight for p in hidden_matrices(model))
     assert hidden_matrices(nn.Sequential(nn.LayerNorm(3))) == []
 
 

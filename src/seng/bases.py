@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -46,7 +46,7 @@ class BaseSettings:
 
 def sgd(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
     """SGD with momentum on all parameters: the paper's choice. Fused, a third of the time, where that is right."""
-    parameters = _trainable(model)
+    parameters = _held(model)
     s, extra = settings, _fused(parameters, settings.extra)
     rates = {"lr": s.lr, "momentum": s.momentum, "nesterov": s.nesterov, "weight_decay": s.weight_decay}
     return [FusedSGD(parameters, **rates, **extra)]
@@ -54,7 +54,7 @@ def sgd(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
 
 def adamw(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
     """AdamW on all parameters, fused where that is right."""
-    parameters = _trainable(model)
+    parameters = _held(model)
     extra = _fused(parameters, settings.extra)
     base: Optimizer = FusedAdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay, **extra)
     return [base]
@@ -133,7 +133,7 @@ def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
             "SENG()", "base 'muon' needs torch.optim.Muon", expected="torch >= 2.9", got=torch.__version__,
             fix="Upgrade torch, or choose another base",
         )  # fmt: skip
-    if any(map(sharded, _trainable(model))):
+    if any(map(sharded, _held(model))):
         raise OptionError(
             "SENG()", "base 'muon' needs whole matrices", expected="a model that is not sharded", got="fully_shard",
             fix="Choose base 'sgd' or 'adamw', or DistributedDataParallel",
@@ -141,7 +141,7 @@ def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
     extra = dict(settings.extra)
     aux_lr = extra.pop("aux_lr", AUXILIARY_LR * settings.lr)
     hidden = hidden_matrices(model)
-    rest = [p for p in _trainable(model) if not any(p is q for q in hidden)]
+    rest = [p for p in _held(model) if not any(p is q for q in hidden)]
     built: list[Optimizer] = []
     if hidden:
         built.append(_matrix_muon()(hidden, lr=settings.lr, weight_decay=settings.weight_decay, **extra))
@@ -160,8 +160,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     barred = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     barred |= {id(p) for p in linears[-1].parameters()} if linears else set()
     owned = [p for module in model.modules() if isinstance(module, kinds) for p in module.parameters(recurse=False)]
-    matrices = [p for p in owned if p.requires_grad and p.dim() >= 2 and p.numel() and id(p) not in barred]
-    matrices = [p for p in matrices if not p.is_complex()]
+    matrices = [p for p in owned if p.is_floating_point() and p.dim() >= 2 and p.numel() and id(p) not in barred]
     return list(dict.fromkeys(matrices))
 
 
@@ -233,6 +232,62 @@ def taken_back(bases: Sequence[Optimizer], go_back: Callable[[], None]) -> Itera
         raise
 
 
+def add_group(bases: Sequence[Optimizer], group: dict[str, Any], model: nn.Module, spare: Collection[Tensor]) -> None:
+    """Give the bases another group. Of Muon and AdamW, each takes the parameters it would have been built with.
+
+    Args:
+        bases: The bases.
+        group: As ``Optimizer.add_param_group`` takes it.
+        model: Which says what a hidden matrix is.
+        spare: Parameters that were frozen when the bases were made. They leave the group they are in, unless they have
+            been stepped with.
+
+    Raises:
+        OptionError: Muon alone cannot take a parameter.
+        ValueError: Other parameters are in a group already.
+    """
+    given = group.get("params") if isinstance(group, dict) else None
+    if given is None or isinstance(given, set):
+        return bases[-1].add_param_group(group)  # which says what is wrong
+    entries = [given] if isinstance(given, Tensor) else list(given)
+    hidden = {id(p) for p in hidden_matrices(model)}
+    parts: dict[int, list[Any]] = {}
+    moved = {id(p) for p in map(_tensor_of, entries) if any(p is q for q in spare)}
+    moved -= {id(p) for base in bases for p in base.state}
+    for entry in entries:
+        parts.setdefault(_home(bases, _tensor_of(entry), hidden), []).append(entry)
+    before = [(own, own["params"], base, len(base.param_groups)) for base in bases for own in base.param_groups]
+    try:
+        for own, params, _, _ in before:
+            own["params"] = [p for p in params if id(p) not in moved]
+        for k, own in sorted(parts.items()):
+            bases[k].add_param_group({**group, "params": own})
+    except Exception:
+        for own, params, base, count in before:
+            own["params"] = params
+            del base.param_groups[count:]
+        raise
+
+
+def _tensor_of(entry: Any) -> Any:
+    """Return the parameter of an entry of a group, which may be a pair with its name."""
+    return entry[1] if isinstance(entry, tuple) and len(entry) == 2 else entry
+
+
+def _home(bases: Sequence[Optimizer], p: Any, hidden: Collection[int]) -> int:
+    """Return the number of the base that a parameter belongs to."""
+    for k, base in enumerate(bases):
+        if any(p is q for group in base.param_groups for q in group["params"]):
+            return k
+    takes = [id(p) in hidden or not isinstance(base, getattr(torch.optim, "Muon", ())) for base in bases]
+    if not any(takes):
+        raise OptionError(
+            "add_param_group()", "Muon takes hidden matrices only", expected="a weight of a hidden layer",
+            got=list(p.shape) if isinstance(p, Tensor) else type(p).__name__, fix="Create the optimizer anew",
+        )  # fmt: skip
+    return takes.index(True)
+
+
 def load_base(base: Optimizer, state: Mapping[str, Any]) -> None:
     """Load a state dict into a base, which goes on computing in the form it has.
 
@@ -265,7 +320,8 @@ def _load_groups(base: Optimizer, state: Mapping[str, Any]) -> None:
         if not _of_a_kind(group.get("lr", 0.0), 0.0) or group.get("lr", 0.0) < 0:
             raise refusal("lr of the base cannot be used", "a number >= 0", group["lr"])
         for p in group["params"] if rehearsable(base) else ():
-            _require_usable(base, group, p)
+            if p.requires_grad or base.state.get(p):
+                _require_usable(base, group, p)
 
 
 def _of_a_kind(x: Any, like: Any) -> bool:
@@ -290,7 +346,7 @@ def _require_usable(base: Optimizer, group: dict[str, Any], p: Tensor) -> None:
 
 
 def _made_by(factory: Callable[[list[nn.Parameter]], Optimizer], model: nn.Module, settings: BaseSettings) -> Optimizer:
-    parameters = _trainable(model)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     if settings.extra:
         raise OptionError(
             "SENG()", "base_options do not go with a factory", expected="None", got=sorted(map(str, settings.extra)),
@@ -342,7 +398,7 @@ def _require_no_closure(base: Optimizer) -> None:
 def _require_steps(base: Optimizer) -> None:
     """Raise OptionError where the base cannot take steps with one parameter of each kind it has."""
     for group in base.param_groups:
-        kinds = {(p.dtype, p.device, p.dim()) for p in group["params"] if not p.is_meta}
+        kinds = {(p.dtype, p.device, p.dim()) for p in group["params"] if p.requires_grad and not p.is_meta}
         for dtype, device, axes in kinds:
             p = nn.Parameter(torch.ones([1] * axes, dtype=dtype, device=device))
             p.grad = torch.ones_like(p)
@@ -356,8 +412,9 @@ def _require_steps(base: Optimizer) -> None:
                 ) from error  # fmt: skip
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
+def _held(model: nn.Module) -> list[nn.Parameter]:
+    """Return what a base holds: all parameters that are trained, or may be later, as with torch's own optimizers."""
+    return [p for p in model.parameters() if p.requires_grad or p.is_floating_point()]
 
 
 def _fused(parameters: list[nn.Parameter], extra: dict[str, Any]) -> dict[str, Any]:
@@ -376,7 +433,8 @@ def _matrix_muon() -> Callable[..., Optimizer]:
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
-            with _as_matrices([p for group in self.param_groups for p in group["params"]]):
+            moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+            with _as_matrices(moved):
                 return super().step(closure)
 
     return MatrixMuon

@@ -82,6 +82,11 @@ class Layout:
         """Whether ``fully_shard`` made the parameters, be it for one rank alone."""
         return any(sharded(p) for block in self.blocks.values() for p in block.parameters)
 
+    def named(self) -> dict[str, nn.Parameter]:
+        """Return all trainable parameters, by name."""
+        held = {name: p for b in self.blocks.values() for name, p in zip(b.parameter_names, b.parameters, strict=True)}
+        return held | self.passing
+
     def describes(self, model: nn.Module) -> bool:
         """Return whether the model still has these modules and parameters, and trains the same ones."""
         current = fingerprint(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .bases import LEARNING_RATES, BaseSettings, build_bases, load_base, rehearsable, taken_back
+from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back
 from .config import Options, is_number, plain
 from .diagnostics import Coverage, LayerStats
 from .errors import OptionError, OrderError, SengError
 from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
+from .samples import NAMED
 from .state import refusal, relocated
 
 
@@ -78,6 +80,8 @@ class SENG(Optimizer):
         _require("nesterov", nesterov, isinstance(nesterov, bool), "True or False")
         _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
         _require("base_options", base_options, isinstance(base_options, dict | None), "a dict or None")
+        if callable(base) and lr is not None:
+            warnings.warn("seng: lr is not used: a factory's optimizer has a rate of its own", stacklevel=2)
         if lr is None:
             lr = LEARNING_RATES.get(base, 0.0) if isinstance(base, str) else 0.0
         settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
@@ -94,6 +98,8 @@ class SENG(Optimizer):
         )
         self.bases = bases
         self._share_groups()
+        self._model, self._layout = model, self.preconditioner.layout
+        self._frozen = [p for p in model.parameters() if not p.requires_grad]
 
     @property
     def state(self) -> MutableMapping[Any, Any]:
@@ -115,11 +121,27 @@ class SENG(Optimizer):
         self.param_groups = [group for base in self.bases for group in base.param_groups]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Give the last base another group; its parameters get plain gradients unless the model holds them."""
+        """Give the base another group; its parameters get plain gradients unless the model holds them.
+
+        Parameters that were frozen at creation, and have not been stepped with, leave the group they are in. Beside
+        "muon", matrices of hidden layers go to Muon and all others to AdamW; the group's settings are for both.
+        """
         if not self.bases:
             return super().add_param_group(param_group)
-        self.bases[-1].add_param_group(param_group)
+        add_group(self.bases, param_group, self._model, self._frozen)
         return self._share_groups()
+
+    def _warn_of_strays(self) -> None:
+        """Name parameters that came to the model after creation and are in no group: nothing moves them."""
+        layout = self.preconditioner.layout
+        if layout is self._layout:
+            return
+        known = {p for group in self.param_groups for p in group["params"]} | set(self._layout.named().values())
+        self._layout = layout
+        if strays := [name for name, p in layout.named().items() if p not in known]:
+            more = f" and {len(strays) - NAMED} more" if len(strays) > NAMED else ""
+            text = f"in no group of the optimizer, and not moved: {', '.join(strays[:NAMED])}{more}"
+            warnings.warn(f"seng: {text}. Give new parameters to add_param_group()", stacklevel=4)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float | Tensor] | None = None) -> float | Tensor | None:  # type: ignore[override]
@@ -142,6 +164,7 @@ class SENG(Optimizer):
             if (spoiled is None and self.preconditioner.idle()) or self.preconditioner.step(spoiled):
                 for base in self.bases:
                     base.step()
+        self._warn_of_strays()
         return loss
 
     def _whole_or_not_at_all(self) -> AbstractContextManager[None]:

@@ -163,6 +163,11 @@ class Preconditioner:
         return self._refreshes.curvature
 
     @property
+    def layout(self) -> Layout:
+        """The model as it was last looked at; another object once it has changed."""
+        return self._layout
+
+    @property
     def blocks(self) -> dict[str, Block]:
         """What is preconditioned together, by name."""
         return self._layout.blocks
