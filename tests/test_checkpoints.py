@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +28,7 @@ import seng
 from seng import SENG, Preconditioner
 from seng import manifest as manifests
 from seng.errors import StateError
+from seng.optim_state import alike
 
 if not dist.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
@@ -130,7 +133,27 @@ def test_load_names_a_folder_without_a_checkpoint(tmp_path: Path, folder: Path):
     for wrong in (tmp_path / "nothing", tmp_path, folder / ".metadata"):
         _refused(wrong, "no checkpoint in .*: expected a folder that was written whole")
     (folder / manifests.MANIFEST).unlink()
-    _refused(folder, "no checkpoint in .*saved")
+    _refused(folder, "saved is of an earlier version, or of another program: .*Load it with the version that saved it")
+
+
+@pytest.mark.parametrize("part", ["momentum", "lr", "curvature"])
+def test_load_changes_nothing_where_a_part_is_refused(tmp_path: Path, part: str):
+    model, optimizer = _made(steps=2)
+    match part:
+        case "momentum":
+            optimizer.state[model[0].weight]["momentum_buffer"][0] = float("nan")
+        case "lr":
+            optimizer.param_groups[0]["lr"] = -1.0
+        case "curvature":
+            held = optimizer.preconditioner._curvature
+            held["3"] = replace(held["3"], damping=-held["3"].damping)
+    save(tmp_path, model, optimizer)
+    other, resumed = _made(seed=1, steps=1)
+    before, state = _snapshot(other), deepcopy(resumed.state_dict())
+    with pytest.raises(StateError, match="NaN in the base's state|lr of the base cannot be|curvature cannot be used"):
+        load(tmp_path, other, resumed)
+    assert _same(_snapshot(other), before)
+    assert alike(resumed.state_dict(), state)
 
 
 # -- tampering: the checksums are right, the contents are not -------------------------------------------------------

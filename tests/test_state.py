@@ -413,11 +413,27 @@ def extended(value: Any) -> Any:
     return value | more[dict] if isinstance(value, dict) else value + more.get(type(value), value)
 
 
+def endless(_: Any) -> Any:
+    value: dict[str, Any] = {}
+    value["type"] = value
+    return value
+
+
+def doubled(_: Any) -> Any:
+    value: list[Any] = [0]
+    for _ in range(45):
+        value = [value, value]
+    return value
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "none": lambda _: None,
     "text": lambda _: "x",
     "nan": filled(float("nan")),
     "inf": filled(float("inf")),
+    "huge": filled(1e200),
+    "tiny": filled(1e-200),
+    "minus zero": filled(-0.0),
     "zero": filled(0.0),
     "negative": filled(-1.0),
     "longer": grown,
@@ -428,6 +444,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "transposed": lambda value: value.mT if isinstance(value, Tensor) and value.dim() > 1 else value,
     "of one": lambda value: value.flatten()[:1] if isinstance(value, Tensor) else value,
     "nested": deep,
+    "within itself": endless,
+    "nested and doubled": doubled,
     "a large number": lambda _: 10**30,
     "true": lambda _: True,
     "an empty dictionary": lambda _: {},

@@ -118,25 +118,29 @@ def load(folder: str | Path, model: nn.Module, optimizer: SENG | Preconditioner)
 
     Cost: the files are read twice, once for their checksums; ranks share that work.
     """
-    preconditioner, bases = _parts_of(optimizer)
-    folder, strategy = Path(folder), preconditioner.strategy
+    folder, strategy = Path(folder), _parts_of(optimizer)[0].strategy
 
     def verified() -> Manifest:
         manifest = read_manifest(folder)
         manifest.verify(folder, sorted(manifest.digests)[strategy.rank :: strategy.world])
         return manifest
 
-    kept = Kept(folder, _agreed(LOAD, verified))
-    try:
-        return _restore(kept, model, preconditioner, bases)
-    except SengError:
-        raise
-    except _UNFIT as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise refusal(f"{folder} cannot be read", "what save() wrote", reason) from error
+    manifest = _agreed(LOAD, verified)
+
+    def restored() -> dict[str, Any]:
+        try:
+            return _restore(Kept(folder, manifest), model, optimizer)
+        except SengError:
+            raise
+        except _UNFIT as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise refusal(f"{folder} cannot be read", "what save() wrote", reason) from error
+
+    return _agreed(LOAD, restored)
 
 
-def _restore(kept: Kept, model: nn.Module, preconditioner: Preconditioner, bases: list[Optimizer]) -> dict[str, Any]:
+def _restore(kept: Kept, model: nn.Module, optimizer: SENG | Preconditioner) -> dict[str, Any]:
+    preconditioner, bases = _parts_of(optimizer)
     strategy, tensors = preconditioner.strategy, _model_tensors(model)
     source = strategy.rank % kept.world
     plain = kept.plain(f"rank{source}/plain")
@@ -152,9 +156,10 @@ def _restore(kept: Kept, model: nn.Module, preconditioner: Preconditioner, bases
     state = relocated(state, moved, parts[0]) | {"carriers": parts[1]}
     parameters = {name: p for p, name in _names(model).items()}
     states = [_as_state_dict(base, kept, own, parameters) for base, own in zip(bases, plain["bases"], strict=True)]
-    preconditioner.load_state_dict(state)
-    for base, own in zip(bases, states, strict=True):
-        base.load_state_dict(own)
+    if isinstance(optimizer, SENG):
+        optimizer.load_parts(lambda: (states, state))
+    else:
+        preconditioner.load_state_dict(state)
     kept.read(tensors)
     return plain["extra"]
 

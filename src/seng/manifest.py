@@ -101,6 +101,11 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         body = _body(place / MANIFEST)
     except OSError as error:
+        if (folder / ".metadata").is_file():  # a pickle
+            raise refusal(
+                f"{folder} is of an earlier version, or of another program", f"a file {MANIFEST}", "none",
+                fix="Load it with the version that saved it, and save its state_dict() with torch.save",
+            ) from error  # fmt: skip
         raise refusal(f"no checkpoint in {folder}", "a folder that was written whole", str(error)) from error
     except ValueError as error:
         raise refusal(f"{place / MANIFEST} is damaged", "what save() wrote", str(error)) from error
@@ -128,10 +133,15 @@ def digest_of(path: Path) -> Digest:
     return nbytes, digest.hexdigest()
 
 
-def refusal(problem: str, expected: str, got: object, call: str = "checkpoints.load()") -> StateError:
+def refusal(
+    problem: str,
+    expected: str,
+    got: object,
+    *,
+    fix: str = "Load a checkpoint of this model and optimizer, with all its files",
+) -> StateError:
     """Return the error of a checkpoint that cannot be loaded."""
-    fix = "Load a checkpoint of this model and optimizer, with all its files"
-    return StateError(call, problem, expected=expected, got=got, fix=fix)
+    return StateError("checkpoints.load()", problem, expected=expected, got=got, fix=fix)
 
 
 def _signed(body: bytes) -> bytes:

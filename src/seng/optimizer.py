@@ -20,7 +20,7 @@ from .errors import OptionError, OrderError, SengError
 from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
 from .samples import NAMED
-from .state import refusal, relocated
+from .state import refusal, relocated, require_bounded
 
 
 class SENG(Optimizer):
@@ -241,9 +241,20 @@ class SENG(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
+        self.load_parts(lambda: self._parts(state_dict))
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    @torch.no_grad()
+    def load_parts(self, parts: Callable[[], tuple[list[Any], dict[str, Any]]]) -> None:
+        """Restore the state of each base and of the preconditioner, or nothing where ``parts`` or one of them raises.
+
+        Raises:
+            StateError: A part is not one that can be gone on from.
+        """
         before = [dict(vars(base)) for base in self.bases]
         try:
-            bases, preconditioner = self._parts(state_dict)
+            bases, preconditioner = parts()
             for base, state in zip(self.bases, bases, strict=True):
                 load_base(base, state)
             self.preconditioner.load_state_dict(preconditioner)
@@ -256,13 +267,12 @@ class SENG(Optimizer):
             raise refusal("it cannot be read", "its own state", f"{type(error).__name__}: {error}") from error
         finally:
             self._share_groups()
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
 
     def _parts(self, state: Any) -> tuple[list[Any], dict[str, Any]]:
         """Return the state of each base and of the preconditioner."""
         keys = set(state) if isinstance(state, dict) else set()
         own, torchs = {"bases", "preconditioner"}, {"state", "param_groups"}
+        require_bounded(state)
         if not (own <= keys or (torchs <= keys and not own & keys)):
             got = sorted(map(str, keys)) if isinstance(state, dict) else type(state).__name__
             raise refusal("not a whole state of seng", f"keys {sorted(own)} or {sorted(torchs)}", got)

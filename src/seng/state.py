@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from .wrappers import own_part
 
 TYPES: dict[str, type] = {**FACTOR_TYPES, **SKETCH_TYPES, **SOLVE_TYPES, "Curvature": Curvature, "Place": Place}
 VERSION = 1
+MOST_RANKS = 2**16
+MOST_VALUES, DEEPEST = 10**6, 50  # values and levels of containers in a state
 PLAIN: dict[str, type] = {"step": int, "last_refresh": int, "seed": int, "counters": dict, "curvature": dict}
 FORMS = frozenset({"fused", "foreach", "capturable", "differentiable"})  # how a base computes: each run's own affair
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -73,6 +75,7 @@ def read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
         StateError: The state is truncated, foreign, of another version or of another model.
     """
     try:
+        require_bounded(state)
         return _read(state, signature, blocks)
     except UNREADABLE as error:
         if isinstance(error, SengError):
@@ -127,6 +130,8 @@ def moved_state(states: Sequence[Mapping[str, Any]], offered: Sequence[Strategy]
     Raises:
         StateError: A state cannot be read.
     """
+    for own in states:
+        require_bounded(own)
     state = states[offered[0].rank % len(states)]
     held = [{name: _nbytes(packed) for name, packed in own["curvature"].items()} for own in states]
     moved = move(unpack(state["place"], torch.device("cpu")), held, offered)
@@ -135,10 +140,32 @@ def moved_state(states: Sequence[Mapping[str, Any]], offered: Sequence[Strategy]
 
 
 def _nbytes(packed: Any) -> int:
-    if isinstance(packed, Tensor):
-        return packed.nbytes
-    items = packed.values() if isinstance(packed, Mapping) else packed if isinstance(packed, tuple | list) else ()
-    return sum(map(_nbytes, items))
+    return sum(x.nbytes for x in _leaves(packed) if isinstance(x, Tensor))
+
+
+def require_bounded(state: Any) -> None:
+    """Refuse a state whose containers hold themselves, or hold others many times over: reading it would not end."""
+    for _ in _leaves(state):
+        pass
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what lies in containers.
+
+    Raises:
+        StateError: A container holds itself, be it by way of others, or as many of them as no state has.
+    """
+    left, seen = [(value, 0)], 0
+    while left:
+        item, depth = left.pop()
+        seen += 1
+        if seen > MOST_VALUES or depth > DEEPEST:
+            raise refusal("containers in containers without end", f"{DEEPEST} levels", type(value).__name__)
+        if isinstance(item, Mapping | tuple | list):
+            items = item.values() if isinstance(item, Mapping) else item
+            left.extend((own, depth + 1) for own in items)
+        else:
+            yield item
 
 
 def refusal(problem: str, expected: object, got: object, layer: str | None = None) -> StateError:
@@ -149,10 +176,10 @@ def refusal(problem: str, expected: object, got: object, layer: str | None = Non
 
 def anywhere(value: Any, test: Callable[[Tensor], Tensor]) -> bool:
     """Return whether a test of numbers is true of any in a state."""
-    if isinstance(value, Mapping):
-        return any(anywhere(item, test) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(anywhere(item, test) for item in value)
+    return any(_holds(item, test) for item in _leaves(value))
+
+
+def _holds(value: Any, test: Callable[[Tensor], Tensor]) -> bool:
     if isinstance(value, float):
         return bool(test(torch.tensor(value)))
     if not isinstance(value, Tensor):
@@ -201,9 +228,27 @@ def _ranks(state: Mapping[str, Any], blocks: Mapping[str, Block]) -> tuple[Place
     device = next(iter(blocks.values())).parameters[0].device
     place = unpack(state["place"], device) if "place" in state else Place()
     carriers = {name: unpack(packed, device) for name, packed in state.get("carriers", {}).items()}
-    if not isinstance(place, Place) or not set(carriers) <= set(blocks):
+    good = isinstance(place, Place) and _sound(place) and set(carriers) <= set(blocks)
+    if not good or not all(_carries(own, blocks[name], place.world) for name, own in carriers.items()):
         raise refusal("what concerns other ranks cannot be read", "a Place and known layers", state.get("place"))
     return place, carriers
+
+
+def _sound(place: Place) -> bool:
+    """Return whether a place is one that ranks can be at."""
+    counts = type(place.rank) is int and type(place.world) is int and 0 <= place.rank < place.world <= MOST_RANKS
+    owners = all(isinstance(name, str) and type(rank) is int and 0 <= rank < place.world for name, rank in place.owners)
+    return counts and owners and all(isinstance(name, str) for name in (place.strategy, *place.apart, *place.thin))
+
+
+def _carries(carriers: Any, block: Block, world: int) -> bool:
+    """Return whether these are every rank's thin factors of a block."""
+    each = isinstance(carriers, tuple) and len(carriers) == world and any(carriers)
+    return each and all(c is None or _shapes(c) == [p.numel() for p in block.parameters] for c in carriers)
+
+
+def _shapes(factor: Any) -> list[int]:
+    return [rows * columns for rows, columns in factor.shapes]
 
 
 def _curvature(packed: Any, block: Block) -> Curvature:
@@ -227,7 +272,6 @@ def _works(curvature: Curvature, block: Block) -> bool:
     grads = tuple(torch.ones(p.shape, dtype=dtype, device=p.device) for p in block.parameters)
     z = state.coefficients(factor.mv(grads), curvature.damping, 1.0)
     factor.add_rmv_(grads, z)
-    sizes = [rows * columns for rows, columns in factor.shapes]
-    fits = sizes == [p.numel() for p in block.parameters] and state.matvec(z).shape == (factor.n,)
+    fits = _shapes(factor) == [p.numel() for p in block.parameters] and state.matvec(z).shape == (factor.n,)
     positive = bool(curvature.mean >= 0) and bool(curvature.damping > 0)
     return scalars and counts and fits and positive and all(bool(x.isfinite().all()) for x in (*grads, z))
