@@ -173,8 +173,10 @@ class Samples:
     def _take_out(self, taken: Taken, ratio: float) -> None:
         members = taken.members
         taken.members = {name: {k: scaled(io, ratio) for k, io in own.items()} for name, own in members.items()}
-        message = f"captured gradients are {1 / ratio:.6g} times those in .grad, as a loss scale makes them"
-        self._events.count("loss_scales", f"{message}; this is taken out. A GradScaler is best passed as grad_scaler")
+        message = (
+            f"captured gradients are {1 / ratio:.6g} times those in .grad, as a loss scale or hard clipping makes them"
+        )
+        self._events.count("loss_scales", f"{message}; this is taken out. Pass grad_scaler if you use a GradScaler")
 
     def _tell(self, refused: Mapping[str, str]) -> None:
         """Warn of blocks that pass through from now on."""
