@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 NAMED = 3  # names, and reasons, that a warning shows
 
@@ -30,12 +30,17 @@ class Events:
         warnings.warn(f"seng: {message}", stacklevel=5)
 
 
+def few(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:NAMED]) + _more(len(names) - NAMED)
+
+
 def listed(reasons: Mapping[str, str]) -> str:
     """Return names with their reasons, each reason once; what is beyond a few is counted."""
     names: dict[str, list[str]] = {}
     for name, why in reasons.items():
         names.setdefault(why, []).append(name or "the model")
-    shown = [f"{', '.join(own[:NAMED])}{_more(len(own) - NAMED)} ({why})" for why, own in list(names.items())[:NAMED]]
+    shown = [f"{few(own)} ({why})" for why, own in list(names.items())[:NAMED]]
     return "; ".join(shown) + _more(sum(map(len, list(names.values())[NAMED:])))
 
 

@@ -17,9 +17,9 @@ from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_ba
 from .config import Options, is_number, plain
 from .diagnostics import Coverage, LayerStats
 from .errors import OptionError, OrderError, SengError
+from .events import few
 from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
-from .samples import NAMED
 from .state import refusal, relocated, require_bounded
 
 
@@ -139,8 +139,7 @@ class SENG(Optimizer):
         known = {p for group in self.param_groups for p in group["params"]} | set(self._layout.named().values())
         self._layout = layout
         if strays := [name for name, p in layout.named().items() if p not in known]:
-            more = f" and {len(strays) - NAMED} more" if len(strays) > NAMED else ""
-            text = f"in no group of the optimizer, and not moved: {', '.join(strays[:NAMED])}{more}"
+            text = f"in no group of the optimizer, and not moved: {few(strays)}"
             warnings.warn(f"seng: {text}. Give new parameters to add_param_group()", stacklevel=4)
 
     @torch.no_grad()
