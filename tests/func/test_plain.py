@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import hessian
 from torch.nn import functional as F
 
 from seng.func import gradient, laplacian, partial, taylor, verify
@@ -105,3 +106,21 @@ def test_plain_operations_compute_what_torch_does(name: str) -> None:
 def test_every_way_to_call_them_is_spelled_out() -> None:
     x = draw(1, 4)
     torch.testing.assert_close(PLAIN[F.layer_norm](x, (4,)), PLAIN[torch.layer_norm](x, (4,), None, None, 1e-5, True))
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(4), nn.InstanceNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)])
+def test_derivatives_by_torch_are_right_through_normalisations_of_the_module(layer: nn.Module) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.layer, self.outer = nn.Linear(2, 8), layer, nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(self.layer(self.inner(x).tanh().view(1, 2, 4)).tanh().reshape(-1))[0]
+
+    def residual(u: Net, x: Tensor) -> Tensor:
+        h = hessian(lambda y: u(y))(x)
+        assert isinstance(h, Tensor)
+        return h.diagonal().sum()
+
+    assert verify(residual, Net().to(DTYPE), draw(3, 2, seed=5))["residual"] < FINE

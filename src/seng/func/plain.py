@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -62,6 +62,7 @@ def _by_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor
     return x if bias is None else x + bias.view(shape)
 
 
+NORMALISATIONS = (nn.LayerNorm, nn.modules.batchnorm._NormBase)
 PLAIN: dict[Any, Callable[..., Tensor]] = {
     F.layer_norm: layer_norm,
     F.batch_norm: batch_norm,

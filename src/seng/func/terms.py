@@ -6,7 +6,7 @@ Everything runs over pieces of the batch, a bounded number of samples at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.func import vjp, vmap
 from ..errors import BatchError, OptionError
 from .config import weights_of
 from .fishers import Fisher, SampleFunction
+from .plain import SpelledOut
 from .ranks import Ranks
 from .trees import Leaves, Params, cast, count_samples, take
 
@@ -110,7 +111,7 @@ def terms_of(
 
 def _bound(name: str, fn: Callable[..., Any], params: Params, call: str) -> SampleFunction:
     def checked(leaves: Leaves, sample: Any) -> Tensor:
-        with in_words(call, f"function of {name!r}"):
+        with in_words(call, f"function of {name!r}"), SpelledOut() if params.normalises else nullcontext():
             got = fn(params.bind(leaves), sample)
         if isinstance(got, Tensor) and got.is_floating_point() and got.numel():
             return got

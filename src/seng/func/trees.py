@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..errors import BatchError, OptionError
+from .plain import NORMALISATIONS
 
 Leaves = tuple[Tensor, ...]
 HIDDEN = "Of lists and dicts, nn.ParameterList and nn.ParameterDict show theirs, plain ones do not"
@@ -125,12 +126,14 @@ class Params:
         names: A name for each leaf, for messages and states.
         bind: Leaves to the first argument of the residual function.
         restore: Leaves to the caller's structure; a module's are a dict by name.
+        normalises: Whether a module among them has derivatives that torch gets wrong in third order.
     """
 
     leaves: Leaves
     names: tuple[str, ...]
     bind: Callable[[Sequence[Tensor]], Any]
     restore: Callable[[Sequence[Tensor]], Any]
+    normalises: bool = False
 
     @property
     def size(self) -> int:
@@ -180,7 +183,8 @@ def params_of(params: Any, call: str) -> Params:
             call, "params cannot be used", expected="trainable floating tensors of one dtype on one device",
             got=sorted(map(str, kinds)), fix="Pass a module, a tensor, or nested dicts, lists and tuples of tensors",
         )  # fmt: skip
-    return Params(leaves, names, bind, restore)
+    modules = params.modules() if isinstance(params, nn.Module) else ()
+    return Params(leaves, names, bind, restore, any(isinstance(module, NORMALISATIONS) for module in modules))
 
 
 def _warn_of_hidden(module: nn.Module, call: str) -> None:
