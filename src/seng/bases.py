@@ -69,7 +69,11 @@ class _FusedWhereRight(Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """Take a step, each group in the form that is right for it."""
-        plain = [group for group in self.param_groups if group["fused"] and not self._fusable(group)]
+        plain = []
+        for group in self.param_groups:
+            if not group["fused"] or not self._fusable(group):
+                self._follow_dtype(group)
+                plain += [group] if group["fused"] else []
         for group in plain:
             group["fused"] = None  # torch then chooses between its other two forms
         try:
@@ -77,6 +81,13 @@ class _FusedWhereRight(Optimizer):
         finally:
             for group in plain:
                 group["fused"] = True
+
+    def _follow_dtype(self, group: dict[str, Any]) -> None:
+        """Convert momentum where parameters were moved to another dtype."""
+        for p in group["params"]:
+            for key, x in self.state.get(p, {}).items():
+                if isinstance(x, Tensor) and x.is_floating_point() and key != "step" and x.dtype != p.dtype:
+                    self.state[p][key] = x.to(p.dtype)
 
     def _fusable(self, group: dict[str, Any]) -> bool:
         return all(p.grad is None or self._fits(p, p.grad) for p in group["params"])
@@ -116,7 +127,7 @@ def _dense(p: Tensor) -> bool:
 
 def _aligned(p: Tensor, x: Tensor) -> bool:
     """Return whether a tensor lies in memory as the parameter does."""
-    if x.layout is not torch.strided or x.shape != p.shape:
+    if x.layout is not torch.strided or x.shape != p.shape or x.dtype != p.dtype:
         return False
     return x.stride() == p.stride() or all(
         a == b for size, a, b in zip(p.shape, p.stride(), x.stride(), strict=True) if size > 1

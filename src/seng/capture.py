@@ -339,9 +339,10 @@ class Capture:
 
     def _withhold(self, entry: Watched, module: nn.Module, args: Any) -> None:
         """Let a module compute with parameters that require no gradient, for the time of its call."""
-        if module is entry.module and self.armed and torch.is_grad_enabled() and not transformed():
+        dual = torch.autograd.forward_ad._current_level >= 0
+        if module is entry.module and self.armed and torch.is_grad_enabled() and not dual and not transformed():
             held = (module._parameters.get(key) for key in entry.wanted)
-            own = [p for p in held if p is not None and p.requires_grad]
+            own = [p for p in held if isinstance(p, nn.Parameter) and p.requires_grad]  # no tensors of functional_call
             self._held_back[entry.name] = own
             for parameter in own:
                 parameter.requires_grad_(False)
@@ -354,6 +355,8 @@ class Capture:
 
     def _receive(self, batch: MicroBatch, name: str, use: Use, grad: Tensor) -> None:
         if not self.armed or grad.numel() == 0 or use.version == SPENT:
+            return
+        if torch._C._functorch.is_legacy_batchedtensor(grad):  # type: ignore[attr-defined]  # many rows of a Jacobian
             return
         accumulates = _accumulates(use.leaves)
         if accumulates is None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from math import isfinite
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,6 +57,16 @@ class Curvature:
     def nbytes(self) -> int:
         """Bytes held by U; the n x n state comes on top."""
         return 0 if self.factor is None else self.factor.nbytes()
+
+
+def converted(value: Any, dtype: torch.dtype) -> Any:
+    """Return curvature, or a part of it, with its floating-point tensors in a dtype."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if is_dataclass(value):
+        parts = {part.name: converted(getattr(value, part.name), dtype) for part in fields(value) if part.init}
+        return replace(value, **parts)  # pyright: ignore[reportArgumentType]  # an object, not a class
+    return tuple(converted(item, dtype) for item in value) if type(value) is tuple else value
 
 
 def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from .blocks import Layout
 from .config import Options
@@ -101,6 +101,13 @@ class Coverage:
     preconditioned: dict[str, str]
     passed_through: dict[str, str]
     share: float
+
+    def without(self, reasons: Mapping[str, str], parameters: Mapping[str, nn.Parameter]) -> Coverage:
+        """Return the same with more parameters passing through, for these reasons; ``parameters``: all, by name."""
+        preconditioned = {name: how for name, how in self.preconditioned.items() if name not in reasons}
+        count = sum(parameters[name].numel() for name in preconditioned)
+        share = count / sum(p.numel() for p in parameters.values())
+        return Coverage(preconditioned, self.passed_through | dict(reasons), share)
 
     def __str__(self) -> str:
         width = max(map(len, (*self.preconditioned, *self.passed_through, "")))

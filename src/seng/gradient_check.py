@@ -3,6 +3,7 @@
 For a weight W [rows, columns] whose gradient is G and whose captured samples have the sum S, a random u [rows] gives
 the vectors x = S^T u and y = G^T u, equal if S = G, without forming S. They are compared up to what leaves curvature
 right, y = beta x + gamma W^T u + delta sign(W)^T u: a multiple of the captured gradient, and penalties on the weights.
+A bias is compared whole: penalties would explain any change of the one number that u leaves of it.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def probe(block: Block, parts: BlockParts, grads: Grads, generator: torch.Genera
     for io, slots in parts:
         for slot in slots:
             if slot not in views:
-                views[slot] = _view(io, generator, like) if slot == slots[0] else View(views[slots[0]].u)
+                views[slot] = _view(io, generator, like) if slot == slots[0] else View()
         seen, square = _captured(io, views[slots[0]], like.dtype)
         for slot, own in zip(slots, seen, strict=True):
             sums[slot] = sums[slot] + own if slot in sums else own
@@ -152,14 +153,15 @@ def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor]
     if io.features == 1:
         weights = (g.mT.reshape(c, n * s, d_out) @ view.u.mT).mT
         a = io.a.mT.reshape(c, n * s, -1).to(dtype)
-        seen, bias = (weights @ a).reshape(-1), weights.sum(2).reshape(-1)
+        seen = (weights @ a).reshape(-1)
     else:
         weights = view.u[:, None] @ g
         a = io.a if view.channels is None else io.a.index_select(2, view.channels)
         a = a.reshape(c, n, -1, s).to(dtype)
-        seen, bias = (weights @ a.mT).sum(1).reshape(-1), weights.sum((1, 3)).reshape(-1)
-    square = weights.square().sum() * a.square().sum() / max(1, n * s)
-    return ([seen, bias] if io.bias else [seen]), square
+        seen = (weights @ a.mT).sum(1).reshape(-1)
+    square = weights.square().sum()
+    whole = square * a.square().sum() / max(1, n * s)
+    return ([seen, g.sum((1, 3)).reshape(-1)], whole + g.square().sum()) if io.bias else ([seen], whole)
 
 
 def _rounding(io: LayerIO) -> float:

@@ -9,11 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .errors import OrderError
+
 
 class Recorder(Protocol):
     """What places hooks; they record while it is armed."""
 
     armed: bool
+
+
+class ScriptError(OrderError, AttributeError):
+    """A model with hooks cannot be scripted; an AttributeError, too, for whoever looks for a name."""
 
 
 class Hook:
@@ -29,6 +35,14 @@ class Hook:
 
     def __call__(self, *args: Any) -> Any:
         return self._act(*args)
+
+    @property
+    def __name__(self) -> str:
+        """Refuse ``torch.jit.script``, which reads the name of a hook in order to compile it."""
+        raise ScriptError(
+            "torch.jit.script()", "the model has hooks of seng", expected="a model without them",
+            got=type(self.owner).__name__, fix="Call close() first, or use torch.jit.trace",
+        )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         return Hook(_nothing)

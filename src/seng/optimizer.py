@@ -22,6 +22,8 @@ from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
 from .state import refusal, relocated, require_bounded
 
+NO_GROUP = "no group of the optimizer holds it, so it does not move: call add_param_group()"
+
 
 class SENG(Optimizer):
     """Sample-space natural gradient as a drop-in torch optimizer.
@@ -166,6 +168,10 @@ class SENG(Optimizer):
         self._warn_of_strays()
         return loss
 
+    def _not_in_groups(self) -> list[str]:
+        held = {id(p) for group in self.param_groups for p in group["params"]}
+        return [name for name, p in self.preconditioner.layout.named().items() if id(p) not in held]
+
     def _whole_or_not_at_all(self) -> AbstractContextManager[None]:
         """Take all back where a step raises. Bases of this library do not raise; only for others copies are made."""
         strange = [base for base in self.bases if not rehearsable(base)]
@@ -187,7 +193,9 @@ class SENG(Optimizer):
 
     def coverage(self) -> Coverage:
         """Return which parameters are preconditioned, how, and which pass through and why."""
-        return self.preconditioner.coverage()
+        found = self.preconditioner.coverage()
+        unheld = dict.fromkeys(self._not_in_groups(), NO_GROUP)
+        return found.without(unheld, self.preconditioner.layout.named()) if unheld else found
 
     def close(self) -> None:
         """Remove the hooks from the model."""

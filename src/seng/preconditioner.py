@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Capture
 from .config import Options
-from .curvature import Curvature, as_captured, block_io
+from .curvature import Curvature, as_captured, block_io, converted
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .direction import MeanProjection, Seen, direction, is_sketched, project, shortening
 from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
@@ -102,6 +102,7 @@ class Preconditioner:
         weakref.finalize(self, self._capture.close)
         self._use(layout, chosen, strategy)
         self._uses: dict[str, Use] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
         self._step = 0
         self._last_refresh = -1
 
@@ -138,7 +139,15 @@ class Preconditioner:
         if self.strategy.world == 1:
             self._reach.share(self.strategy)
         if kept != set(layout.blocks):
-            self._last_refresh = -1  # what is new gets its curvature at the next step that has its samples
+            self._last_refresh, self._capture.armed = -1, True  # what is new gets curvature once its samples are there
+
+    def _follow_dtype(self) -> None:
+        """Convert held curvature where the model was moved to another dtype."""
+        before, self._dtypes = self._dtypes, {name: b.compute_dtype for name, b in self._layout.blocks.items()}
+        for name in self._curvature.keys() & self._dtypes.keys():
+            dtype = self._dtypes[name]
+            if before.get(name, dtype) != dtype:
+                self._curvature[name] = converted(self._curvature[name], dtype)
 
     @property
     def span(self) -> Callable[[str], AbstractContextManager[Any]]:
@@ -394,6 +403,7 @@ class Preconditioner:
         due = self._capture.armed or self._refresh_due()
         if due:
             self._follow_model("step()")
+        self._follow_dtype()
         grads = self._gradients()
         taken = self._samples.take(grads, due, self.options, self._step, self.strategy.world == 1)
         self._restore_gradients(grads, taken.layers)
