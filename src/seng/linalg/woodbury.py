@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .powers import shrinkage
 
-CANCELLATION = 4.0  # roundings of g.g that its difference to y.z may be off by
+CANCELLATION = 16.0  # roundings of g.g that its difference to y.z may be off by
 
 
 def cholesky_coefficients(factor: Float[Tensor, "n n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
