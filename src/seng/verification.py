@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from .blocks import Block, Layout, lay_out
 from .capture import Capture, Captured
@@ -206,13 +207,16 @@ class _Calls:
     outputs: list[list[Tensor]] = field(default_factory=list)
     grads: dict[int, Tensor] = field(default_factory=dict)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        found = [x for x in _tensors(output) if x.requires_grad]
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         self.inputs.append((args, kwargs))
-        self.outputs.append(found)
+        leaves, structure = tree_flatten(output)
+        found = [k for k, x in enumerate(leaves) if isinstance(x, Tensor) and x.requires_grad]
+        self.outputs.append([leaves[k] for k in found])
         grads = self.grads  # a hook that held the outputs would keep their graph alive for good
-        for k, x in enumerate(found):
-            x.register_hook(lambda grad, k=k: grads.update({k: grad.detach()}))
+        for k, place in enumerate(found):  # an alias has the loss's gradient alone, not that of outputs made from it
+            leaves[place] = leaves[place].view_as(leaves[place])
+            leaves[place].register_hook(lambda grad, k=k: grads.update({k: grad.detach()}))
+        return tree_unflatten(leaves, structure)
 
 
 def _run_alone(
@@ -232,6 +236,9 @@ def _run_alone(
     if len(calls.inputs) != 1:
         return {}, [f"samples were not run alone: the closure calls the model {len(calls.inputs)} times"]
     n = captured.samples
+    odd = next((len(g) for g in calls.grads.values() if g.dim() and len(g) != n), None)
+    if odd is not None:
+        return {}, [f"samples were not run alone: an output has {odd} entries in dimension 0, the batch {n} samples"]
     chosen = range(n) if all_samples or n <= FEW else (0, n // 2, n - 1)
     apart = dict.fromkeys(rows, 0.0)
     for i in chosen:
@@ -257,7 +264,7 @@ def _rows(captured: Captured, layout: Layout) -> dict[str, Float[Tensor, "n p"]]
 def _gradients_alone(model: nn.Module, layout: Layout, calls: _Calls, i: int, n: int) -> dict[str, Tensor] | None:
     """Return what a sample run alone adds to each block's gradient; None where outputs are not one a sample."""
     args, kwargs = _sliced(calls.inputs[0], i, n)
-    outputs = [x for x in _tensors(model(*args, **kwargs)) if x.requires_grad]
+    outputs = [x for x in tree_leaves(model(*args, **kwargs)) if isinstance(x, Tensor) and x.requires_grad]
     reached = [k for k in calls.grads if k < len(outputs)]
     pairs = []
     for k in reached:
@@ -275,13 +282,6 @@ def _gradients_alone(model: nn.Module, layout: Layout, calls: _Calls, i: int, n:
 def _distance(rows: Float[Tensor, "n p"], alone: Float[Tensor, " p"], i: int) -> float:
     scale = max(float(alone.norm()), float(rows.norm()) * NEGLIGIBLE)
     return float((rows[i] - alone).norm()) / scale if scale > 0 else 0.0
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return [x for item in items for x in _tensors(item)]
 
 
 def _sliced(value: Any, i: int, n: int) -> Any:

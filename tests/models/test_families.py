@@ -20,7 +20,7 @@ from .paired_networks import PAIRED_NETWORKS
 from .positions import POSITIONS
 from .routed_networks import ROUTED_NETWORKS
 from .sequence_networks import SEQUENCE_NETWORKS
-from .tasks import Batch
+from .tasks import LENGTH, Batch
 
 FAMILIES: dict[str, Family] = {**LIBRARY, **NETWORKS, **SEQUENCE_NETWORKS, **ROUTED_NETWORKS, **PAIRED_NETWORKS}
 
@@ -124,6 +124,26 @@ def differences(claims: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[
         if not error <= EQUAL * size + zero:
             wrong[name] = f"{error / max(size, zero):.2g}"
     return wrong
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.apart and "" in family.players])
+def test_verify_finds_what_is_wrong_by_accident(name: str) -> None:
+    family = FAMILIES[name]  # as many samples as there are positions: shapes cannot tell them apart
+    model, batch = family.made(0).double(), family.task(LENGTH, Generator().manual_seed(0))
+    batch = tuple(x.double() if x.is_floating_point() else x for x in batch)
+    losses = family.players[""]
+    losses(model, *batch)
+    model.eval()
+    expected = single_gradients(model, "", losses, batch)
+    model.zero_grad()
+    pre = seng.Preconditioner(model, estimator="exact")
+    losses(model, *batch).mean().backward()
+    pre.step()
+    wrong, blocks = differences(claimed_gradients(pre), expected), set(pre._curvature)
+    pre.close()
+    report = seng.verify(model, lambda: losses(model, *batch).mean(), per_sample=True)
+    found = {block for block in blocks if report.apart.get(block, 0.0) > report.apart_tolerance}
+    assert bool(found) == bool(wrong), f"{name}: wrong are {wrong}, found are {found}"
 
 
 @every_family
