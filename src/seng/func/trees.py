@@ -88,7 +88,8 @@ class BoundModule:
             return BoundModule(self.__module, self.__parameters, value)
         if isinstance(value, MethodType | FunctionType | partial):
             return partial(self.__bound, value)
-        if isinstance(value, nn.Parameter) and value.requires_grad:
+        own = any(value is p for p in self.__parameters.values())  # as they are where a loss is all that is asked for
+        if isinstance(value, nn.Parameter) and value.requires_grad and not own:
             raise OptionError(
                 "residual_fn()", "a parameter is read that is constant here",
                 expected="parameters that the module has as its own", got=list(value.shape),
