@@ -257,9 +257,9 @@ def test_muon_takes_hidden_matrices_and_leaves_the_rest_to_adamw() -> None:
     optimizer = SENG(model, lr=0.02, base="muon", weight_decay=0.1)
     matrices = {name for name, kind in owners(model, optimizer).items() if kind == "MatrixMuon"}
     assert matrices == {"conv.weight", "attention.in_proj_weight", "attention.out_proj.weight", "hidden.weight"}
-    assert set(owners(model, optimizer).values()) == {"MatrixMuon", "AdamW"}
+    assert set(owners(model, optimizer).values()) == {"MatrixMuon", "FusedAdamW"}
     rates = {type(base).__name__: base.param_groups[0]["lr"] for base in optimizer.bases}
-    assert rates == {"MatrixMuon": 0.02, "AdamW": pytest.approx(0.02 * AUXILIARY_LR)}
+    assert rates == {"MatrixMuon": 0.02, "FusedAdamW": pytest.approx(0.02 * AUXILIARY_LR)}
     assert all(group["weight_decay"] == 0.1 for group in optimizer.param_groups)
 
 

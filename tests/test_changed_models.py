@@ -47,7 +47,7 @@ def test_layer_whose_gradient_a_hook_changes_in_part_keeps_it(change: str, key: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("refresh_every", [1, 10])
-@pytest.mark.parametrize("base", ["sgd", "adamw"])
+@pytest.mark.parametrize("base", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize("power", [0.5, 1.0])
 def test_model_may_change_its_dtype_between_steps(dtype: torch.dtype, refresh_every: int, base: str, power: float):
     def trained(changes: bool) -> list[Tensor]:

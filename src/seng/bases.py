@@ -60,6 +60,14 @@ def adamw(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
     return [base]
 
 
+def _follow_dtype(base: Optimizer, group: dict[str, Any]) -> None:
+    """Convert momentum where parameters were moved to another dtype."""
+    for p in group["params"]:
+        for key, x in base.state.get(p, {}).items():
+            if isinstance(x, Tensor) and x.is_floating_point() and key != "step" and x.dtype != p.dtype:
+                base.state[p][key] = x.to(p.dtype)
+
+
 class _FusedWhereRight(Optimizer):
     """Takes torch's fused step for the groups it is right for and the plain one for others, decided at every step.
 
@@ -72,7 +80,7 @@ class _FusedWhereRight(Optimizer):
         plain = []
         for group in self.param_groups:
             if not group["fused"] or not self._fusable(group):
-                self._follow_dtype(group)
+                _follow_dtype(self, group)
                 plain += [group] if group["fused"] else []
         for group in plain:
             group["fused"] = None  # torch then chooses between its other two forms
@@ -81,13 +89,6 @@ class _FusedWhereRight(Optimizer):
         finally:
             for group in plain:
                 group["fused"] = True
-
-    def _follow_dtype(self, group: dict[str, Any]) -> None:
-        """Convert momentum where parameters were moved to another dtype."""
-        for p in group["params"]:
-            for key, x in self.state.get(p, {}).items():
-                if isinstance(x, Tensor) and x.is_floating_point() and key != "step" and x.dtype != p.dtype:
-                    self.state[p][key] = x.to(p.dtype)
 
     def _fusable(self, group: dict[str, Any]) -> bool:
         return all(p.grad is None or self._fits(p, p.grad) for p in group["params"])
@@ -157,7 +158,7 @@ def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
     if hidden:
         built.append(_matrix_muon()(hidden, lr=settings.lr, weight_decay=settings.weight_decay, **extra))
     if rest:
-        built.append(AdamW(rest, lr=aux_lr, weight_decay=settings.weight_decay))
+        built.append(FusedAdamW(rest, lr=aux_lr, weight_decay=settings.weight_decay))
     return built
 
 
@@ -444,6 +445,8 @@ def _matrix_muon() -> Callable[..., Optimizer]:
 
         @torch.no_grad()
         def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                _follow_dtype(self, group)
             moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
             with _as_matrices(moved):
                 return super().step(closure)
