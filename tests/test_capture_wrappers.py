@@ -356,3 +356,13 @@ def test_compiled_wrapper_is_looked_through():
     inner = nn.Sequential(torch.compile(nn.Linear(2, 2), backend="eager"), nn.Linear(2, 2))  # type: ignore[arg-type]
     assert set(blocks_of(inner)) == {"0", "1"}
     assert blocks_of(inner)["0"].parameter_names == ("0.weight", "0.bias")
+
+
+def test_exported_programs_hold_nothing_of_the_capture():
+    model, x = _model().eval(), _images()
+    expected = model(x)
+    pre = Preconditioner(model)  # its hooks are armed
+    program = torch.export.export(model, (x,), strict=False)
+    pre.close()
+    assert "seng" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), expected)

@@ -200,3 +200,11 @@ def test_disagreement_is_found_later_and_ends():
 )  # fmt: skip
 def test_common_ratio_is_that_of_a_scale(ratios: dict[str, float], expected: float):
     assert common_ratio(ratios, last=7.0) == pytest.approx(expected)
+
+
+def test_gradients_of_all_ranks_are_not_compared_with_the_samples_of_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("seng.samples.several_ranks", lambda: True)
+    model = _model()
+    for p in model.parameters():
+        p.register_hook(lambda g: g + torch.randn_like(g))  # as the mean with another rank's gradients would be
+    assert _step(model, lambda model: _loss(model).backward(), distributed="none") == {}

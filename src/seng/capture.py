@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from .broadcast import SPENT, as_table
 from .compiled import register, tap
 from .errors import CaptureError
-from .hooks import Hook, transformed
+from .hooks import Hook, exporting, transformed
 from .layers import LayerFunction
 from .types import LayerIO, join_batches, join_uses
 
@@ -252,7 +252,7 @@ class Capture:
 
     # the test of `armed` is all that a compiled graph keeps of an idle hook
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self.armed:
+        if not self.armed or exporting():
             return None
         if torch.compiler.is_compiling() and name not in self._withheld:
             return self._tap(name, module, args[0] if args else kwargs["input"], output)
@@ -432,7 +432,6 @@ class Capture:
         for batch in self._batches:
             for use in batch:
                 use.x, use.g, use.loose, use.version = use.x.new_empty(0), None, None, SPENT
-        self._batches.clear()
         self.clear()
 
     def _layers(self, batch: MicroBatch, loose: bool) -> tuple[dict[str, LayerIO], int]:

@@ -76,7 +76,12 @@ def _nothing(*args: Any) -> None:
 
 
 def transformed() -> bool:
-    """Return whether a call belongs to ``torch.func``, ``torch.jit.trace`` or ``torch.export``, not to training."""
+    """Return whether a call belongs to ``torch.func`` or ``torch.jit.trace``, not to training."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def exporting() -> bool:
+    """Return whether a call belongs to ``torch.export``, whose program is to be the model's alone."""
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else False

@@ -405,7 +405,7 @@ class Preconditioner:
             self._follow_model("step()")
         self._follow_dtype()
         grads = self._gradients()
-        taken = self._samples.take(grads, due, self.options, self._step, self.strategy.world == 1)
+        taken = self._samples.take(grads, due, self.options, self._step, self.strategy)
         self._restore_gradients(grads, taken.layers)
         squares = {name: squared(own) for name, own in grads.items()}
         good = all_finite([*squares.values(), *self._loose_squares(taken.layers)])

@@ -13,7 +13,7 @@ from .blocks import Layout
 from .capture import Capture, Captured
 from .config import Options
 from .curvature import in_place, member_io
-from .distributed import Strategy
+from .distributed import Strategy, several_ranks
 from .errors import BatchError, CaptureError
 from .events import Events, listed
 from .gradient_check import COLUMNS, DIGEST, REDUCED, Probe, common_ratio, digest, probe, scaled
@@ -67,7 +67,7 @@ class Samples:
         self._refreshes, self._ratio = 0, 1.0
         self._layout, self._capture, self._events, self._withheld = layout, capture, events, withheld
 
-    def take(self, grads: Mapping[str, Grads], due: bool, options: Options, step: int, alone: bool) -> Taken:
+    def take(self, grads: Mapping[str, Grads], due: bool, options: Options, step: int, strategy: Strategy) -> Taken:
         """Take what the hooks captured, and forget it there. What can fail on one rank alone fails here.
 
         Args:
@@ -75,7 +75,7 @@ class Samples:
             due: Whether a refresh needs the samples.
             options: Of the preconditioner.
             step: The step.
-            alone: Whether gradients are those of this process's samples.
+            strategy: The ranks.
 
         Raises:
             CaptureError: A layer's input was overwritten in place before it could be used.
@@ -84,6 +84,9 @@ class Samples:
             captured = self._capture.collect()
             if not due:
                 return Taken(captured.layers, samples=captured.samples)
+            alone = strategy.world == 1
+            if alone and several_ranks():  # gradients of all ranks' samples beside those of this one
+                grads = {}
             taken = self._look(captured, grads, options, step)
             if alone and captured.loose and not _agree(taken):
                 with suppress(CaptureError):  # what was cleared need not be there any more
