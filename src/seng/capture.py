@@ -58,6 +58,10 @@ class Use:
             self.loose = self.g if self.loose is None else self.loose + self.g
             self.g = None
 
+    def end(self) -> None:
+        """Let go of the tensors, and record nothing more: the graph's hooks keep the record while the loss lives."""
+        self.x, self.g, self.loose, self.version = self.x.new_empty(0), None, None, SPENT
+
 
 @dataclass
 class Call:
@@ -405,7 +409,9 @@ class Capture:
     # -- what a step takes ----------------------------------------------------------------------------------------
 
     def collect(self, loose: bool = False) -> Captured:
-        """Return what each layer gave, micro-batches joined. Nothing is forgotten until ``release``.
+        """Return what each layer gave, micro-batches joined.
+
+        Records end as they are read, unless there are loose ones, so that a call with them may follow until ``release``.
 
         Args:
             loose: Whether gradients count that were cleared, or taken by ``torch.autograd.grad``. They do where there
@@ -420,7 +426,7 @@ class Capture:
         joined: dict[str, list[LayerIO]] = {}
         samples = 0
         for batch in self._batches:
-            layers, size = self._layers(batch, loose)
+            layers, size = self._layers(batch, loose, once=not extra)
             samples += size
             for name, io in layers.items():
                 joined.setdefault(name, []).append(io)
@@ -428,20 +434,20 @@ class Capture:
         return Captured(layers, samples, dict(self._refused), extra and not loose)
 
     def release(self) -> None:
-        """Forget what was collected; the graph's hooks keep the records for as long as the loss lives."""
+        """Forget what was collected."""
         for batch in self._batches:
             for use in batch:
-                use.x, use.g, use.loose, use.version = use.x.new_empty(0), None, None, SPENT
+                use.end()
         self.clear()
 
-    def _layers(self, batch: MicroBatch, loose: bool) -> tuple[dict[str, LayerIO], int]:
-        """Return what the layers gave in one micro-batch, and its number of samples."""
+    def _layers(self, batch: MicroBatch, loose: bool, once: bool) -> tuple[dict[str, LayerIO], int]:
+        """Return what the layers gave in one micro-batch, and its number of samples; ``once``: records end."""
         found: dict[str, list[LayerIO]] = {}
         for name, uses in batch.uses.items():
             entry = self._watched.get(name)
             taken = [(use, g) for use in uses if (g := _gradient(use, loose)) is not None]
             if entry is not None and taken and all(use.wanted == entry.wanted for use, _ in taken):
-                found[name] = [self._io(entry, use, g) for use, g in taken]
+                found[name] = [self._io(entry, *taken.pop(0), once) for _ in range(len(taken))]
         size = batch.call.samples([io.n for ios in found.values() for io in ios])
         for name, ios in found.items():
             odd = next((io.n for io in ios if io.n != size), None)
@@ -453,14 +459,17 @@ class Capture:
                 self._refused[name] = "dimension 0 of the inputs of layers like it is not the batch"
         return {name: join_uses(ios) for name, ios in found.items() if name not in self._refused}, size
 
-    def _io(self, entry: Watched, use: Use, g: Tensor) -> LayerIO:
+    def _io(self, entry: Watched, use: Use, g: Tensor, once: bool) -> LayerIO:
         if use.x._version != use.version and "weight" in entry.wanted:  # gradients of a bias need no input
             raise CaptureError(
                 "step()", "a layer's input was modified in place after the layer had read it",
                 expected=f"version {use.version}", got=use.x._version, layer=entry.name,
                 fix="Make that operation out of place, or exclude the layer",
             )  # fmt: skip
-        return entry.function(entry.module, use.x, g, entry.wanted, use.training)
+        io = entry.function(entry.module, use.x, g, entry.wanted, use.training)
+        if once:
+            use.end()
+        return io
 
 
 class _Source(torch.autograd.Function):

@@ -409,6 +409,7 @@ class Preconditioner:
         self._restore_gradients(grads, taken.layers)
         squares = {name: squared(own) for name, own in grads.items()}
         good = all_finite([*squares.values(), *self._loose_squares(taken.layers)])
+        taken.layers.clear()  # a block's samples die with its refresh
         return Ready(grads, squares, taken), Batch(good, self._told)
 
     def _told(self) -> dict[str, str]:
