@@ -411,7 +411,7 @@ class Capture:
     def collect(self, loose: bool = False) -> Captured:
         """Return what each layer gave, micro-batches joined.
 
-        Records end as they are read, unless there are loose ones, so that a call with them may follow until ``release``.
+        Records end as they are read, unless there are loose ones: then a call with them may follow, until ``release``.
 
         Args:
             loose: Whether gradients count that were cleared, or taken by ``torch.autograd.grad``. They do where there
