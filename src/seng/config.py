@@ -165,6 +165,8 @@ class Options:
         Raises:
             OptionError: The schedule failed, or gave a value that is not a positive number.
         """
+        if not callable(self.damping):
+            return self.damping
         value = _scheduled(call, "damping", self.damping, step)
         if not is_number(value) or value <= 0:
             raise OptionError(
@@ -179,6 +181,8 @@ class Options:
         Raises:
             OptionError: The schedule failed, or gave a value that is not an integer >= 1.
         """
+        if not callable(self.refresh_every):
+            return self.refresh_every
         value = _scheduled(call, "refresh_every", self.refresh_every, step)
         if not _is_count(value, 1):
             raise OptionError(

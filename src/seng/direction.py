@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,8 @@ from .linalg import metric_length
 from .sketch import generator_for
 from .solve import DirectState, FactorisationError, coefficients, coefficients_together
 from .types import Grads
+
+MEAN = 1 + 1e-4  # multiples of the samples' mean that are it, up to rounding
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def project(
     if draw is not None and curvature.row_sums is not None:
         alpha = factor.mean_multiple(grads, generator_for(*draw))
         if alpha is not None:
-            return MeanProjection(curvature.row_sums, alpha / factor.n**0.5, bool(alpha <= 1))
+            return MeanProjection(curvature.row_sums, alpha / factor.n**0.5, bool(alpha <= MEAN))
     return Projection(factor.mv(grads), square)
 
 
@@ -112,9 +115,10 @@ def direction(
         z_one = z if options.power == 1.0 else coefficients(curvature.state, seen.y, damping, 1.0)
         q = metric_length(seen.square, seen.y, z_one, damping)
         multiplier = multiplier * _cap(q, options, curvature, ranks)
-    finite = z.sum() * multiplier * 0 == 0
-    zero = torch.zeros_like(multiplier)
-    return torch.where(finite, z, zero), torch.where(finite, multiplier, zero)
+    total = z.sum() * multiplier
+    if not total.is_cuda:  # reading its value waits for nothing
+        return (z, multiplier) if isfinite(float(total)) else (torch.zeros_like(z), torch.zeros_like(multiplier))
+    return torch.where(total.isfinite(), z, 0.0), torch.where(total.isfinite(), multiplier, 0.0)
 
 
 def is_sketched(curvature: Curvature) -> bool:

@@ -8,8 +8,10 @@ A bias is compared whole: penalties would explain any change of the one number t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import hypot
 from statistics import median
 
 import torch
@@ -79,18 +81,19 @@ class Probe:
         """Return beta where y = beta x up to rounding and penalties on the weights, NaN where x is 0; else None."""
         eps = max(self.eps, eps)
         tolerance = eps * (HALF_ROUNDINGS if eps > torch.finfo(torch.float32).eps else ROUNDINGS)
-        x, y = self.x.double(), self.y.double()
-        beta = float(x @ y / (x @ x).clamp(min=torch.finfo(torch.float64).tiny))
-        allowed = tolerance * float((y @ y + (beta * self.noise.double()) ** 2).sqrt())
+        x, y, noise = self.x.double(), self.y.double(), float(self.noise)
+        xx, xy, yy = float(x @ x), float(x @ y), float(y @ y)
+        beta = xy / max(xx, sys.float_info.min)
+        allowed = tolerance * hypot(yy**0.5, beta * noise)
         if float((y - beta * x).norm()) <= allowed:
-            return beta if float(x.norm()) > 2 * tolerance * float(self.noise) else float("nan")
+            return beta if xx**0.5 > 2 * tolerance * noise else float("nan")
         basis = torch.stack([x, *self.penalised().double()], 1)
         basis = basis[:, basis.norm(dim=0) > 0]
         if basis.shape[1] >= len(x):
             return None
         scaled = basis / basis.norm(dim=0)
         fit = torch.linalg.lstsq(scaled, y[:, None], driver="gelsd" if y.device.type == "cpu" else None).solution[:, 0]
-        found = float(fit[0] / basis[:, 0].norm()) if float(x.norm()) else float("nan")
+        found = float(fit[0] / basis[:, 0].norm()) if xx else float("nan")
         return found if float((y - scaled @ fit).norm()) <= allowed else None
 
 
@@ -142,7 +145,7 @@ def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor]
     """Return what is seen of the captured sum of each parameter, and the sum of the squares of its terms."""
     if isinstance(io, Rows):
         parts = [part.to(dtype) for part in io.parts]
-        return [part.sum(0) for part in parts], torch.stack([part.square().sum() for part in parts]).sum()
+        return [part.sum(0) for part in parts], torch.stack([_square(part) for part in parts]).sum()
     assert view.u is not None
     g = io.g.to(dtype)
     if isinstance(io, Lookup):
@@ -159,9 +162,12 @@ def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor]
         a = io.a if view.channels is None else io.a.index_select(2, view.channels)
         a = a.reshape(c, n, -1, s).to(dtype)
         seen = (weights @ a.mT).sum(1).reshape(-1)
-    square = weights.square().sum()
-    whole = square * a.square().sum() / max(1, n * s)
-    return ([seen, g.sum((1, 3)).reshape(-1)], whole + g.square().sum()) if io.bias else ([seen], whole)
+    whole = _square(weights) * _square(a) / max(1, n * s)
+    return ([seen, g.sum((1, 3)).reshape(-1)], whole + _square(g)) if io.bias else ([seen], whole)
+
+
+def _square(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x).square()
 
 
 def _rounding(io: LayerIO) -> float:

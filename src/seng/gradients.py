@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from .blocks import Block, Layout
 from .types import Grads
 from .wrappers import Cut, own_part
+
+FULL_PRECISION = (torch.float32, torch.float64)
 
 
 def block_gradients(layout: Layout) -> dict[str, Grads]:
@@ -70,20 +73,22 @@ def passing(layout: Layout) -> list[Tensor]:
 
 def square(x: Tensor) -> Tensor:
     """Return x.x, at least in float32; NaN or inf where x holds one."""
-    values = x.coalesce().values() if x.is_sparse else x
-    values = torch.view_as_real(values) if values.is_complex() else values
-    flat = values.reshape(-1).to(torch.promote_types(values.dtype, torch.float32))
+    x = x.coalesce().values() if x.is_sparse else x
+    x = torch.view_as_real(x) if x.is_complex() else x
+    flat = x.reshape(-1) if x.dtype in FULL_PRECISION else x.reshape(-1).float()
     return torch.dot(flat, flat)
 
 
 def squared(grads: Grads) -> Tensor:
     """Return g.g of one block."""
-    return sum(map(square, grads), grads[0].new_zeros(()))
+    return reduce(torch.add, map(square, grads))
 
 
 def all_finite(values: Sequence[Tensor]) -> Tensor:
     """Return a 0-d bool: none of the 0-d tensors is NaN or inf."""
-    return torch.stack([value.to(values[0]) for value in values]).sum().isfinite()
+    first = values[0]
+    alike = [x if x.dtype is first.dtype and x.device == first.device else x.to(first) for x in values]
+    return torch.stack(alike).sum().isfinite()
 
 
 def _as_grads(block: Block, held: Sequence[Tensor | None], whole: bool = False) -> Grads:

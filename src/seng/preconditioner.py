@@ -123,8 +123,10 @@ class Preconditioner:
             ModelError, OptionError: Nothing is left to precondition, or a selector matches no module any more.
             OrderError: ``fully_shard`` has replaced the parameters.
         """
+        if self._layout.describes(self._model):
+            return
         self._layout.require_current(call)
-        if self._layout.sharded or self._layout.describes(self._model):  # fully_shard swaps parameters all the time
+        if self._layout.sharded:  # fully_shard swaps parameters all the time
             return
         layout, old, curvature = lay_out(self._model, self.options, call), self._layout, self._curvature
         kept = {name for name, block in layout.blocks.items() if block.same_as(old.blocks.get(name))}
