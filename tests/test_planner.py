@@ -13,7 +13,7 @@ from torch import nn
 from seng import Options, plan
 from seng.errors import MemoryBudgetError, OptionError
 from seng.factors import build_factor
-from seng.planner import CANDIDATES, COSTS, EXACT_LIMIT, Size, choose_all, choose_block, total_bytes
+from seng.planner import CANDIDATES, COSTS, EXACT_LIMIT, SOLVE_FLOPS, Size, choose_all, choose_block, total_bytes
 from seng.types import Choice, LayerIO, Lookup, Product, Rows
 
 UNCOUNTED = 0.1  # share of bytes the plan leaves out: indices and weights of samplings
@@ -175,3 +175,13 @@ def test_plan_keeps_the_budget_of_a_model() -> None:
 def test_plan_checks_the_refresh_schedule() -> None:
     with pytest.raises(OptionError, match=r"^plan\(\): refresh_every schedule out of range"):
         plan(nn.Linear(2, 2), torch.zeros(3, 2), refresh_every=lambda step: 0)
+
+
+def test_modules_that_share_a_parameter_are_planned_with_one_factorisation() -> None:
+    one = Size.of(PRODUCT)
+    both = replace(one, kind="tied", members=(one, one))
+    single, pair = (choose_block(size, Options(estimator="exact"), 1) for size in (one, both))
+    kept = COSTS["operator"](one, replace(single, estimator="operator"))
+    solve = SOLVE_FLOPS[single.solver] * one.n**3
+    assert pair.refresh_flops - solve == pytest.approx(2 * (kept.refresh_flops - solve))
+    assert pair.apply_flops - 4 * one.n**2 == pytest.approx(2 * (kept.apply_flops - 4 * one.n**2))

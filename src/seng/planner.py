@@ -98,12 +98,12 @@ def operator_cost(size: Size, choice: Choice) -> Choice:
 def tied_cost(size: Size, choice: Choice) -> Choice:
     """Cost of modules that share a parameter, each kept as it was captured, with one Gram matrix between them."""
     parts = [operator_cost(member, choice) for member in size.members]
-    shared = (len(parts) - 1) * size.n**2 * size.itemsize
+    more, square = len(parts) - 1, size.n**2
     return replace(
         choice,
-        nbytes=sum(part.nbytes for part in parts) - shared,
-        refresh_flops=sum(part.refresh_flops for part in parts),
-        apply_flops=sum(part.apply_flops for part in parts),
+        nbytes=sum(part.nbytes for part in parts) - more * square * size.itemsize,
+        refresh_flops=sum(part.refresh_flops for part in parts) - more * SOLVE_FLOPS[choice.solver] * size.n**3,
+        apply_flops=sum(part.apply_flops for part in parts) - more * 4.0 * square,
     )
 
 
