@@ -89,7 +89,7 @@ def test_accumulated_micro_batches_are_one_batch(splits: list[int], options: dic
 
     def outcome(run: Callable[[], object]) -> dict[str, Tensor]:
         model.zero_grad()
-        pre = Preconditioner(model, **{"estimator": "exact", **options})
+        pre = Preconditioner(model, **{"estimator": "exact", **options})  # type: ignore[arg-type]
         run()
         pre.step()
         assert all(stats.samples == N for stats in pre.stats().values())

@@ -28,17 +28,19 @@ from seng.curvature import (
     solve,
     to_message,
 )
+from seng.estimators import Choice, Form, Operator, Truncated
+from seng.planner import solver_for
 from seng.solve import EigenState
-from seng.types import Choice, Product
+from seng.types import Product
 
 ROUNDING = 1e-12  # float64; K is mirrored at its diagonal on the way
 N = 5
-SETTINGS: dict[str, tuple[Choice, dict[str, Any]]] = {
-    "eigen": (Choice("operator"), {}),
-    "cholesky": (Choice("operator"), {"power": 1.0}),
-    "direct": (Choice("operator"), {"power": 1.0, "curvature_batch": "current", "refresh_every": 1}),
-    "truncated": (Choice("truncated"), {}),
-    "moving average": (Choice("operator"), {"ema": 0.4}),
+SETTINGS: dict[str, tuple[Form, dict[str, Any]]] = {
+    "eigen": (Operator(), {}),
+    "cholesky": (Operator(), {"power": 1.0}),
+    "direct": (Operator(), {"power": 1.0, "curvature_batch": "current", "refresh_every": 1}),
+    "truncated": (Truncated(), {}),
+    "moving average": (Operator(), {"ema": 0.4}),
 }
 
 
@@ -53,8 +55,9 @@ def parts(seed: int = 0) -> BlockParts:
 
 
 def stages(setting: str) -> tuple[Draft, Solution, Options, Any]:
-    choice, changes = SETTINGS[setting]
+    form, changes = SETTINGS[setting]
     options = Options(**changes)
+    choice = Choice(form, solver_for(form, options, 1))
     old = refresh(block(), parts(1), choice, Pool(N), options, 0, None)[0] if options.ema else None
     drafted = draft(block(), parts(), choice, Pool(N), options, 1, old)
     return drafted, solve(drafted, options, 1, old), options, old
@@ -67,7 +70,8 @@ def test_message_there_and_back_gives_the_same_curvature(setting: str) -> None:
     assert message.shape == (message_size(drafted),)
     again = from_message(drafted, message, read_heads([message])[0])
     assert again is not None
-    held, _ = refresh(block(), parts(), SETTINGS[setting][0], Pool(N), options, 1, old)
+    form, _ = SETTINGS[setting]
+    held, _ = refresh(block(), parts(), Choice(form, solver_for(form, options, 1)), Pool(N), options, 1, old)
     y = torch.arange(float(held.state.spectrum().numel()), dtype=torch.float64)
     for received in (hold(drafted, again, 1), hold(drafted, solution, 1)):
         assert received.factor is not None
@@ -128,7 +132,7 @@ def _refreshed(loss_scale: float, old: Curvature | None, **options: Any) -> Curv
     (io, slots), *_ = parts()
     assert isinstance(io, Product)
     scaled = ((replace(io, g=io.g * loss_scale), slots),)
-    return refresh(block(), scaled, Choice("operator"), Pool(N), Options(**options), 1, old)[0]
+    return refresh(block(), scaled, Choice(Operator()), Pool(N), Options(**options), 1, old)[0]
 
 
 def test_relative_damping_stays_at_a_share_of_its_largest() -> None:

@@ -71,7 +71,7 @@ def test_span_surrounds_the_refresh_of_each_block() -> None:
 @pytest.mark.parametrize("every", [1, 2])
 def test_cosine_is_that_of_the_last_direction(power: float, order: str, every: int) -> None:
     model = perceptron()
-    pre = Preconditioner(model, power=power, curvature_batch=order, refresh_every=every)
+    pre = Preconditioner(model, power=power, curvature_batch=order, refresh_every=every)  # type: ignore[arg-type]
     for step in range(4):
         x, y = batch(step)
         backward(model, x, y)

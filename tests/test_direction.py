@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seng import Preconditioner
+from seng import Exact, Preconditioner
 from seng.testing import (
     EXACT,
     blocks_of,
@@ -26,7 +26,7 @@ from seng.testing import (
 from seng.types import LayerIO, Lookup, Product, expand_positions
 
 N = 5
-EXACTLY = {"estimator": "exact", "scale": "natural"}
+EXACTLY: dict[str, Any] = {"estimator": "exact", "scale": "natural"}
 
 powers = pytest.mark.parametrize("power", [1.0, 0.7, 0.5])
 
@@ -220,7 +220,7 @@ def test_direction_tends_to_the_gradient_as_damping_grows():
         errors = []
         for damping in (1e2, 1e4):
             model.zero_grad()
-            pre = Preconditioner(model, damping=damping, power=power, scale="gradient", **{"estimator": "exact"})
+            pre = Preconditioner(model, damping=damping, power=power, scale="gradient", **{"estimator": "exact"})  # type: ignore[arg-type]
             _loss_of(model, x).backward()
             pre.step()
             pre.close()
@@ -244,7 +244,7 @@ def test_held_curvature_preconditions_the_next_batch_as_the_oracle(
 ):
     model, first, second = _built(_small), _random(1, N, 2, 4), 3 * _random(2, other, 2, 4)
     rows = oracle_rows(model, lambda: _loss_of(model, first), N)
-    pre = Preconditioner(model, power=power, trust=trust, damping=0.2, damping_mode=mode, **EXACTLY)
+    pre = Preconditioner(model, power=power, trust=trust, damping=0.2, damping_mode=mode, **EXACTLY)  # type: ignore[arg-type]
     _loss_of(model, first).backward()
     pre.step()
     model.zero_grad()
@@ -269,7 +269,13 @@ def test_each_step_uses_the_batch_that_its_order_says(order: str, power: float):
     rows = [oracle_rows(model, lambda x=x: _loss_of(model, x), len(x)) for x in batches]
     schedule = lambda step: 0.5 / (1 + step)  # noqa: E731
     pre = Preconditioner(
-        model, power=power, trust=None, damping=schedule, refresh_every=2, curvature_batch=order, **EXACTLY
+        model,
+        power=power,
+        trust=None,
+        damping=schedule,
+        refresh_every=2,
+        curvature_batch=order,  # type: ignore[arg-type]
+        **EXACTLY,  # type: ignore[arg-type]
     )
     # refreshes at steps 0 and 2; "previous" takes batch 2 in after step 2 has used batch 0
     used = [0, 0, 0, 2] if order == "previous" else [0, 0, 2, 2]
@@ -287,7 +293,7 @@ def test_each_step_uses_the_batch_that_its_order_says(order: str, power: float):
 def test_cholesky_state_serves_a_damping_that_changed():
     model, batches = _built(_small), [_random(seed, N, 2, 4) for seed in range(2)]
     rows = oracle_rows(model, lambda: _loss_of(model, batches[0]), N)
-    pre = Preconditioner(model, power=1.0, trust=None, damping=lambda step: 0.1 * 2**step, refresh_every=1, **EXACTLY)
+    pre = Preconditioner(model, power=1.0, trust=None, damping=lambda step: 0.1 * 2**step, refresh_every=1, **EXACTLY)  # type: ignore[arg-type]
     gradients: dict[str, Tensor] = {}
     for x in batches:
         model.zero_grad()
@@ -339,7 +345,14 @@ def test_expanded_positions_match_an_oracle_of_position_rows(name: str, reductio
 
     rows = _position_rows(layer, x, loss_of)
     count = len(rows)
-    pre = Preconditioner(layer, positions="expand", sketch_size=count, power=power, loss_reduction=reduction, **EXACTLY)
+    pre = Preconditioner(
+        layer,
+        positions="expand",
+        estimator=Exact(rows=count),
+        scale="natural",
+        power=power,
+        loss_reduction=reduction,  # type: ignore[arg-type]
+    )
     loss_of(layer(x)).backward()
     (block,) = blocks_of(layer).values()
     before = flat_gradient(block)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 import seng
 from seng.direction import Projection, direction
-from seng.solve import FactorisationError, SolveState
+from seng.estimators import Estimator
+from seng.solve import EigenState, FactorisationError
 from seng.testing import dense_direction, oracle_rows, relative_error
 
 N = 12
@@ -105,7 +106,7 @@ def test_direction_of_power_one_half_does_not_see_the_loss_scale_in_float32(
     for loss_scale in (1.0, 10.0**exponent):
         torch.manual_seed(0)
         model = MODELS["linear"]()
-        pre = seng.Preconditioner(model, refresh_every=1, curvature_batch=curvature_batch)
+        pre = seng.Preconditioner(model, refresh_every=1, curvature_batch=curvature_batch)  # type: ignore[arg-type]
         for _ in range(2):
             _gradients(model, loss_scale, torch.float32)
             assert pre.step()
@@ -113,17 +114,17 @@ def test_direction_of_power_one_half_does_not_see_the_loss_scale_in_float32(
     assert relative_error(found[1], found[0]) <= 1e-4  # float32, condition of K + damping I about 100
 
 
-@pytest.mark.parametrize("options", [{"estimator": "explicit", "sketch_size": 8}, {"estimator": "implicit", "rank": 1}])
+@pytest.mark.parametrize("estimator", [seng.Sketched(rows=8), seng.LowRank(rank=1, rows=4)])
 @pytest.mark.parametrize("power", [0.5, 1.0])
 @pytest.mark.parametrize("trust", [1.0, 0.1])
 def test_trust_bounds_sketched_directions_in_the_metric_of_the_exact_curvature(
-    options: dict[str, Any], power: float, trust: float
+    estimator: Estimator, power: float, trust: float
 ) -> None:
     longest = 0.0
     for seed in range(10):
         torch.manual_seed(seed)
         model = nn.Linear(20, 6, bias=False).double()
-        pre = seng.Preconditioner(model, power=power, trust=trust, scale="natural", **{"sketch_size": 4, **options})
+        pre = seng.Preconditioner(model, power=power, trust=trust, scale="natural", estimator=estimator)
         first, second, target = torch.randn(N, 20).double(), torch.randn(N, 20).double(), torch.randn(N, 6).double()
         rows = oracle_rows(model, lambda m=model, x=first, t=target: (m(x) - t).square().sum(1).mean(), N)[""] * N
         for x in (first, second):
@@ -140,7 +141,7 @@ def test_trust_bounds_sketched_directions_in_the_metric_of_the_exact_curvature(
 def test_trust_of_exact_curvature_is_not_taken_from_a_bound() -> None:
     torch.manual_seed(0)
     model = nn.Linear(20, 6, bias=False).double()
-    pre = seng.Preconditioner(model, power=0.7, trust=0.1, scale="natural", estimator="explicit", sketch_size=256)
+    pre = seng.Preconditioner(model, power=0.7, trust=0.1, scale="natural", estimator=seng.Sketched(rows=256))
     x = torch.randn(N, 20).double()
     rows = oracle_rows(model, lambda: model(x).square().sum(1).mean(), N)[""] * N
     model(x).square().sum(1).mean().backward()
@@ -152,15 +153,9 @@ def test_trust_of_exact_curvature_is_not_taken_from_a_bound() -> None:
 
 
 def test_direction_that_cannot_be_solved_for_is_zero() -> None:
-    class Broken(SolveState):
+    class Broken(EigenState):
         def coefficients(self, y: Tensor, damping: Tensor, power: float, tolerance: float = 0.0) -> Tensor:
             raise FactorisationError("no factorisation of the Gram matrix converged")
-
-        def matvec(self, x: Tensor) -> Tensor:
-            return x
-
-        def spectrum(self) -> Tensor:
-            return torch.ones(1)
 
     model = nn.Linear(3, 2)
     pre = seng.Preconditioner(model)
@@ -168,7 +163,7 @@ def test_direction_that_cannot_be_solved_for_is_zero() -> None:
     pre.step()
     curvature = pre._curvature[""]  # pyright: ignore[reportPrivateUsage]
     seen = Projection(torch.ones(curvature.factor.n if curvature.factor else 1), torch.tensor(1.0))
-    broken = type(curvature)(**{**vars(curvature), "state": Broken()})
+    broken = type(curvature)(**{**vars(curvature), "state": Broken(torch.ones(1), torch.eye(1))})
     z, multiplier = direction(broken, seen, pre.options, 1)
     assert not z.any()
     assert not multiplier.any()

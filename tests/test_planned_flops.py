@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seng import plan
-from seng.factors import Factor, build_factor
-from seng.planner import COSTS, MEMORY_BOUND, SOLVE_FLOPS, Size
-from seng.types import Choice, LayerIO, Lookup, Product, Rows
+from seng.estimators import Cost, Form, Operator
+from seng.estimators import Rows as RowsForm
+from seng.estimators.base import MEMORY_BOUND
+from seng.factors import Factor
+from seng.sizes import Size
+from seng.types import LayerIO, Lookup, Product, Rows
 
 EXACT = 0.02  # share of a count that biases and sums over positions may make up: the plan leaves them out
 FIRST = 1e-12  # counts are whole numbers: only their division rounds
@@ -60,10 +63,12 @@ LAYERS: dict[str, LayerIO] = {
 }
 
 
-def _kept(name: str, form: str) -> tuple[Choice, Callable[[], Factor]]:
-    io = LAYERS[name]
-    choice = COSTS[form](Size.of(io), Choice(form))
-    return choice, lambda: build_factor(io, choice, 1.0, torch.float32, torch.Generator())
+FORMS: dict[str, Form] = {form.name: form for form in (Operator(), RowsForm())}
+
+
+def _kept(name: str, form: str) -> tuple[Cost, Callable[[], Factor]]:
+    io, how = LAYERS[name], FORMS[form]
+    return how.cost(Size.of(io)), lambda: how.build(io, 1.0, torch.float32, torch.Generator())
 
 
 PRODUCTS = [name for name, io in LAYERS.items() if isinstance(io, Product)]
@@ -74,19 +79,17 @@ LOOKUPS = [("characters", "operator"), ("words", "operator")]
 
 @pytest.mark.parametrize(("name", "form"), WRITTEN + KEPT + LOOKUPS)
 def test_refresh_flops_are_those_of_the_gram_matrix(name: str, form: str) -> None:
-    choice, build = _kept(name, form)
-    n = build().n
-    planned = choice.refresh_flops - SOLVE_FLOPS[choice.solver] * n**3
-    assert planned == pytest.approx(_counted(lambda: build().gram()), rel=EXACT)
+    cost, build = _kept(name, form)
+    assert cost.gram == pytest.approx(_counted(lambda: build().gram()), rel=EXACT)
 
 
 @pytest.mark.parametrize(("name", "form"), WRITTEN + KEPT)  # those of embeddings are no matrix products
 def test_apply_flops_are_those_of_two_products(name: str, form: str) -> None:
-    choice, build = _kept(name, form)
+    cost, build = _kept(name, form)
     factor = build()
     grads = tuple(torch.randn(shape) for shape in factor.shapes)
     counted = _counted(lambda: factor.mv(grads)) + _counted(lambda: factor.add_rmv_(grads, torch.randn(factor.n)))
-    planned = (choice.apply_flops - 4 * factor.n**2) / (MEMORY_BOUND if form == "rows" else 1)
+    planned = cost.apply / (MEMORY_BOUND if form == "rows" else 1)
     assert planned == pytest.approx(counted, rel=EXACT)
 
 

@@ -10,11 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from seng import Options, plan
+from seng import DenseThenSparse, Options, plan
 from seng.errors import MemoryBudgetError, OptionError
-from seng.factors import build_factor
-from seng.planner import CANDIDATES, COSTS, EXACT_LIMIT, SOLVE_FLOPS, Size, choose_all, choose_block, total_bytes
-from seng.types import Choice, LayerIO, Lookup, Product, Rows
+from seng.estimators import ESTIMATORS, Auto, Estimator, Exact, Form, LowRank, Operator, PaperCode, Sketched
+from seng.estimators import Rows as RowsForm
+from seng.estimators.auto import EXACT_LIMIT
+from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
+from seng.planner import choose_all, choose_block, priced, total_bytes
+from seng.sizes import Size
+from seng.solve import DirectState
+from seng.types import LayerIO, Lookup, Product, Rows
 
 UNCOUNTED = 0.1  # share of bytes the plan leaves out: indices and weights of samplings
 
@@ -22,6 +27,7 @@ PRODUCT = Product(torch.zeros(2, 8, 30, 4), torch.zeros(2, 8, 20, 4), 1, True)
 LOOKUP = Lookup(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, 4, 20), 50)
 ROWS = Rows((torch.zeros(8, 20), torch.zeros(8, 20)))
 HUGE = Size("product", n=256, p=4096 * 4096, s=196, d_in=4096, d_out=4096)
+EACH_STEP = Options(refresh_every=1)
 TALL = Size("product", n=32, p=2048 * 512, s=1024, d_in=2048, d_out=512)
 
 sizes = st.builds(
@@ -37,7 +43,8 @@ sizes = st.builds(
     st.integers(1, 3000),
     st.integers(1, 3000),
 )  # fmt: skip
-estimators = st.sampled_from(sorted(CANDIDATES))
+estimators = st.sampled_from([kind() for kind in ESTIMATORS.values()])
+FORMS = (Operator(), RowsForm(), Sketched(rows=7), LowRank(2, rows=7), ReleasedRows(rows=7), ReleasedLowRank(2, rows=7))
 
 
 def test_size_is_read_off_the_layer() -> None:
@@ -47,33 +54,29 @@ def test_size_is_read_off_the_layer() -> None:
 
 
 @pytest.mark.parametrize("io", [PRODUCT, LOOKUP, ROWS], ids=["product", "lookup", "rows"])
-@pytest.mark.parametrize("estimator", [name for name in COSTS if name != "truncated"])  # that depends on the data
-def test_planned_bytes_are_the_bytes_held(io: LayerIO, estimator: str) -> None:
-    if estimator == "operator" and isinstance(io, Rows):
-        estimator = "rows"  # the planner never gives small layers the other name
-    asked = Choice(estimator, rank=2, sketch_size=7, implicit=isinstance(io, Product))
-    factor = build_factor(io, asked, 1.0, torch.float32, torch.Generator())
-    planned = COSTS[estimator](Size.of(io), asked).nbytes
-    assert planned == pytest.approx(factor.nbytes() + 4 * factor.n**2, rel=UNCOUNTED)
+@pytest.mark.parametrize("form", FORMS)  # how much truncation holds depends on the data
+def test_planned_bytes_are_the_bytes_held(io: LayerIO, form: Form) -> None:
+    for taken in form.forms(Size.of(io)):
+        factor = taken.build(io, 1.0, torch.float32, torch.Generator())
+        planned = priced(taken, Size.of(io), Options(), 0).nbytes
+        assert planned == pytest.approx(factor.nbytes() + 4 * factor.n**2, rel=UNCOUNTED)
 
 
-def test_released_code_below_its_threshold_is_planned_as_rows() -> None:
-    asked = Choice("paper-code", sketch_size=7, implicit=False)
-    factor = build_factor(PRODUCT, asked, 1.0, torch.float32, torch.Generator())
-    planned = COSTS["paper-code"](Size.of(PRODUCT), asked).nbytes
-    assert planned == pytest.approx(factor.nbytes() + 4 * factor.n**2, rel=UNCOUNTED)
+def test_some_form_takes_every_kind_of_layer() -> None:
+    assert all(Exact().forms(Size.of(io)) for io in (PRODUCT, LOOKUP, ROWS))
 
 
 @settings(max_examples=100, deadline=None)
 @given(size=sizes, estimator=estimators, interval=st.integers(1, 100))
-def test_choice_is_an_allowed_estimator_with_its_costs(size: Size, estimator: str, interval: int) -> None:
-    choice = choose_block(size, Options(estimator=estimator), interval)
-    assert choice.estimator in CANDIDATES[estimator]
+def test_choice_is_an_allowed_form_with_its_costs(size: Size, estimator: Estimator, interval: int) -> None:
+    options = Options(estimator=estimator, refresh_every=interval)
+    choice = choose_block(size, options, 0)
+    assert choice.form in (estimator.forms(size) or Exact().forms(size))
     assert choice.nbytes > 0
     assert choice.refresh_flops > 0
     assert choice.apply_flops > 0
     assert choice.reason
-    costs = COSTS[choice.estimator](size, choice)
+    costs = priced(choice.form, size, options, 0)
     assert (costs.nbytes, costs.refresh_flops, costs.apply_flops) == (
         choice.nbytes, choice.refresh_flops, choice.apply_flops,
     )  # fmt: skip
@@ -82,75 +85,81 @@ def test_choice_is_an_allowed_estimator_with_its_costs(size: Size, estimator: st
 @settings(max_examples=100, deadline=None)
 @given(size=sizes, interval=st.integers(1, 100))
 def test_exact_takes_the_least_work_a_step(size: Size, interval: int) -> None:
-    choice = choose_block(size, Options(estimator="exact"), interval)
-
-    def work(name: str) -> float:
-        costs = COSTS[name](size, replace(choice, estimator=name))
-        return costs.apply_flops + costs.refresh_flops / interval
-
-    names = {"rows": ("rows",), "lookup": ("operator",), "product": ("operator", "rows")}[size.kind]
-    assert work(choice.estimator) == min(work(name) for name in names)
+    options = Options(estimator=Exact(), refresh_every=interval)
+    choice = choose_block(size, options, 0)
+    kinds = {"rows": (RowsForm,), "lookup": (Operator,), "product": (Operator, RowsForm)}[size.kind]
+    works = {kind: priced(kind(), size, options, 0).work(interval) for kind in kinds}
+    assert works[type(choice.form)] == min(works.values())
 
 
 def test_embeddings_and_norms_are_exact_under_auto() -> None:
     for kind, name in (("lookup", "operator"), ("rows", "rows")):
         size = Size(kind, n=256, p=50_000 * 512, s=128, d_out=512)
-        assert choose_block(size, Options(), 1).estimator == name
+        assert choose_block(size, EACH_STEP, 0).form.name == name
 
 
 def test_linear_layers_without_positions_keep_inputs_and_gradients() -> None:
     size = Size("product", n=256, p=785 * 1000, d_in=784, d_out=1000)
-    assert choose_block(size, Options(), 1).estimator == "operator"
+    assert choose_block(size, EACH_STEP, 0).form == Operator()
 
 
 def test_auto_sketches_what_is_too_expensive_exactly() -> None:
-    assert COSTS["operator"](HUGE, Choice("operator")).nbytes > EXACT_LIMIT
-    assert choose_block(HUGE, Options(), 1).estimator == "implicit"
-    assert choose_block(HUGE, Options(estimator="exact"), 1).estimator in ("operator", "rows")
+    assert priced(Operator(), HUGE, EACH_STEP, 0).nbytes > EXACT_LIMIT
+    assert choose_block(HUGE, EACH_STEP, 0).form == LowRank()
+    assert choose_block(HUGE, EACH_STEP.with_(estimator=Exact()), 0).form in (Operator(), RowsForm())
 
 
 def test_paper_limit_decides_where_it_is_given() -> None:
-    assert choose_block(TALL, Options(explicit_limit=TALL.p), 1).estimator != "implicit"
-    below = choose_block(TALL, Options(explicit_limit=TALL.p - 1), 1)
-    assert below.estimator == "implicit"
+    assert choose_block(TALL, EACH_STEP.with_(estimator=Auto(explicit_limit=TALL.p)), 0).form != LowRank()
+    below = choose_block(TALL, EACH_STEP.with_(estimator=Auto(explicit_limit=TALL.p - 1)), 0)
+    assert below.form == LowRank()
     assert "above" in below.reason
 
 
 def test_paper_limit_saves_memory_even_at_more_work() -> None:
     size = Size("product", n=256, p=4608 * 512, s=49, d_in=4608, d_out=512)  # the last layers of ResNets on ImageNet
-    exact, sketched = (choose_block(size, Options(explicit_limit=limit, rank=32), 200) for limit in (size.p, 700_000))
-    assert (exact.estimator, sketched.estimator) == ("rows", "implicit")
+    exact, sketched = (
+        choose_block(size, Options(estimator=Auto(32, explicit_limit=limit), refresh_every=200), 0)
+        for limit in (size.p, 700_000)
+    )
+    assert (exact.form, sketched.form) == (RowsForm(), LowRank(32))
     assert sketched.nbytes < exact.nbytes / 10
     assert sketched.apply_flops > exact.apply_flops + exact.refresh_flops / 200
     last = Size("product", n=256, p=900 * 1000, d_in=900, d_out=1000)  # one position: exact holds less already
-    assert choose_block(last, Options(explicit_limit=700_000, sketch_size=1000), 1).estimator == "operator"
+    paper = Auto(rows=1000, explicit_limit=700_000)
+    assert choose_block(last, EACH_STEP.with_(estimator=paper), 0).form == Operator()
 
 
 def test_threshold_of_the_released_code_marks_products_alone() -> None:
-    paper = Options(estimator="paper-code", power=1.0)
+    paper = Options(estimator=PaperCode(), power=1.0)
     above, below = replace(TALL, p=700_001), replace(TALL, p=700_000)
-    assert choose_block(above, paper, 1).implicit
-    assert not choose_block(below, paper, 1).implicit
-    assert not choose_block(Size("lookup", n=8, p=10**7, s=4, d_out=20), paper, 1).implicit
+    assert choose_block(above, paper, 0).form == ReleasedLowRank()
+    assert choose_block(below, paper, 0).form == ReleasedRows()
+    assert choose_block(Size("lookup", n=8, p=10**7, s=4, d_out=20), paper, 0).form == Operator()
 
 
 @settings(max_examples=100, deadline=None)
 @given(layers=st.lists(sizes, min_size=1, max_size=5), estimator=estimators, share=st.floats(0.001, 1.5))
-def test_memory_budget_is_kept_or_refused(layers: list[Size], estimator: str, share: float) -> None:
+def test_memory_budget_is_kept_or_refused(layers: list[Size], estimator: Estimator, share: float) -> None:
     named = {str(k): size for k, size in enumerate(layers)}
     options = Options(estimator=estimator)
-    free = choose_all(named, options, 10, "plan()")
+    free = choose_all(named, options, 0, "plan()")
     budget = max(1, int(share * total_bytes(free)))
     try:
-        kept = choose_all(named, options.with_(memory_budget=budget), 10, "plan()")
+        kept = choose_all(named, options.with_(memory_budget=budget), 0, "plan()")
     except MemoryBudgetError as error:
         assert share < 1
         least = int(error.expected.removeprefix("at least ").removesuffix(" bytes"))
         assert least > budget
-        assert total_bytes(choose_all(named, options.with_(memory_budget=least), 10, "plan()")) <= least
+        assert total_bytes(choose_all(named, options.with_(memory_budget=least), 0, "plan()")) <= least
         return
     assert total_bytes(kept) <= budget
-    assert all(choice.estimator in CANDIDATES[estimator] for choice in kept.values())
+    for name, choice in kept.items():
+        assert choice.form in (
+            *estimator.smaller(named[name]),
+            *estimator.forms(named[name]),
+            *Exact().forms(named[name]),
+        )
     if share >= 1:
         assert kept == free
 
@@ -158,7 +167,7 @@ def test_memory_budget_is_kept_or_refused(layers: list[Size], estimator: str, sh
 def test_budget_that_cannot_be_met_names_the_largest_layer() -> None:
     expected = r"^plan\(\): no plan fits memory_budget: expected at least \d+ bytes, got 10 at layer b\."
     with pytest.raises(MemoryBudgetError, match=expected):
-        choose_all({"a": Size.of(ROWS), "b": Size.of(PRODUCT)}, Options(memory_budget=10), 1, "plan()")
+        choose_all({"a": Size.of(ROWS), "b": Size.of(PRODUCT)}, Options(memory_budget=10), 0, "plan()")
 
 
 def test_plan_keeps_the_budget_of_a_model() -> None:
@@ -180,8 +189,15 @@ def test_plan_checks_the_refresh_schedule() -> None:
 def test_modules_that_share_a_parameter_are_planned_with_one_factorisation() -> None:
     one = Size.of(PRODUCT)
     both = replace(one, kind="tied", members=(one, one))
-    single, pair = (choose_block(size, Options(estimator="exact"), 1) for size in (one, both))
-    kept = COSTS["operator"](one, replace(single, estimator="operator"))
-    solve = SOLVE_FLOPS[single.solver] * one.n**3
-    assert pair.refresh_flops - solve == pytest.approx(2 * (kept.refresh_flops - solve))
-    assert pair.apply_flops - 4 * one.n**2 == pytest.approx(2 * (kept.apply_flops - 4 * one.n**2))
+    single, pair = priced(Operator(), one, EACH_STEP, 0), choose_block(both, EACH_STEP, 0)
+    solve = single.solver.flops * one.n**3
+    assert pair.refresh_flops - solve == pytest.approx(2 * (single.refresh_flops - solve))
+    assert pair.apply_flops - 4 * one.n**2 == pytest.approx(2 * (single.apply_flops - 4 * one.n**2))
+
+
+@pytest.mark.parametrize("order", ["previous", "current"])
+def test_last_step_of_a_dense_schedule_makes_curvature_that_is_held(order: str) -> None:
+    options = Options(curvature_batch=order, refresh_every=DenseThenSparse(1, 10, until=3))
+    solvers = [choose_block(Size.of(PRODUCT), options, step).solver for step in range(4)]
+    served_once = [order == "current" and step < 2 for step in range(4)]
+    assert [solver is DirectState for solver in solvers] == served_once

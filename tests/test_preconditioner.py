@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seng import DenseThenSparse, Exponential, Preconditioner
+from seng import DenseThenSparse, Exponential, PaperCode, Preconditioner, Sketched
 from seng.errors import OptionError
 from seng.factors import truncated
 from seng.linalg import damped_power
@@ -59,7 +59,7 @@ def plain_gradients(x: Tensor, y: Tensor, scale: float = 1.0) -> dict[str, Tenso
 @pytest.mark.parametrize("order", ["previous", "current"])
 def test_refreshes_follow_their_schedule(every: Any, expected: list[int], order: str) -> None:
     model = perceptron()
-    pre = Preconditioner(model, refresh_every=every, curvature_batch=order)
+    pre = Preconditioner(model, refresh_every=every, curvature_batch=order)  # type: ignore[arg-type]
     refreshed = []
     for step in range(8):
         directions(model, pre, *batch(step))
@@ -75,7 +75,13 @@ def test_damping_schedule_acts_between_refreshes(order: str, power: float) -> No
     model = perceptron()
     for every in (1, 3):
         pre = Preconditioner(
-            model, damping=damping, power=power, refresh_every=every, curvature_batch=order, scale="natural", trust=None
+            model,
+            damping=damping,
+            power=power,
+            refresh_every=every,
+            curvature_batch=order,  # type: ignore[arg-type]
+            scale="natural",
+            trust=None,  # type: ignore[arg-type]
         )
         rows: dict[str, Tensor] = {}
         for step in range(7):
@@ -95,7 +101,7 @@ def test_damping_schedule_acts_between_refreshes(order: str, power: float) -> No
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.3])
 def test_held_curvature_gives_the_dense_direction(mode: str, scale: str, power: float) -> None:
     model = perceptron()
-    pre = Preconditioner(model, damping=0.3, damping_mode=mode, scale=scale, power=power, trust=0.7)
+    pre = Preconditioner(model, damping=0.3, damping_mode=mode, scale=scale, power=power, trust=0.7)  # type: ignore[arg-type]
     rows = sample_rows(model, *batch(0))
     directions(model, pre, *batch(0))
     x, y = batch(1)
@@ -134,7 +140,7 @@ def test_trust_cap_is_the_same_for_mean_and_sum_losses() -> None:
     got = []
     for reduction, scale in (("mean", 1.0), ("sum", 8.0)):
         model = perceptron()
-        pre = Preconditioner(model, loss_reduction=reduction, trust=0.1, scale="natural")
+        pre = Preconditioner(model, loss_reduction=reduction, trust=0.1, scale="natural")  # type: ignore[arg-type]
         directions(model, pre, *batch(0), scale=scale)
         got.append(directions(model, pre, *batch(1), scale=scale))
     # the sum's gradient is 8 times the mean's, curvature and cap are the same
@@ -183,7 +189,7 @@ def test_order_of_samples_does_not_matter(estimator: str, power: float) -> None:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     for index in (slice(None), order):
         model = perceptron()
-        got.append(directions(model, Preconditioner(model, estimator=estimator, power=power), x[index], y[index]))
+        got.append(directions(model, Preconditioner(model, estimator=estimator, power=power), x[index], y[index]))  # type: ignore[arg-type]
     assert_close(got[1], got[0], EXACT)
 
 
@@ -191,7 +197,7 @@ def test_sum_loss_gives_the_direction_of_the_mean() -> None:
     (x, y), got = batch(0), []
     for reduction, scale in (("mean", 1.0), ("sum", 8.0)):
         model = perceptron()
-        pre = Preconditioner(model, loss_reduction=reduction, scale="gradient")
+        pre = Preconditioner(model, loss_reduction=reduction, scale="gradient")  # type: ignore[arg-type]
         got.append(directions(model, pre, x, y, scale=scale))
     assert_close({name: d / 8 for name, d in got[1].items()}, got[0], EXACT)
 
@@ -220,7 +226,7 @@ def test_moving_average_matches_the_dense_one(power: float, estimator: str, monk
     model = perceptron()
     pre = Preconditioner(
         model, ema=ema, power=power, damping=0.2, refresh_every=2, curvature_batch="current", scale="natural",
-        trust=None, estimator=estimator,
+        trust=None, estimator=estimator,  # type: ignore[arg-type]
     )  # fmt: skip
     fishers: dict[str, Tensor] = {}
     for step in range(6):
@@ -237,12 +243,10 @@ def test_moving_average_matches_the_dense_one(power: float, estimator: str, monk
 
 # -- random draws -----------------------------------------------------------------------------------------------------
 
-SKETCHED = {"estimator": "explicit", "sketch_size": 6, "refresh_every": 2}
-
 
 def last_direction(seed: int, sketch: str) -> Tensor:
     model = perceptron()
-    pre = Preconditioner(model, seed=seed, sketch=sketch, **SKETCHED)
+    pre = Preconditioner(model, seed=seed, estimator=Sketched(sketch, rows=6), refresh_every=2)
     return [directions(model, pre, *batch(step))["0"] for step in range(4)][-1]
 
 
@@ -257,7 +261,7 @@ def test_seed_decides_every_draw(sketch: str) -> None:
 
 def test_draws_differ_between_layers_and_refreshes() -> None:
     model = perceptron()
-    pre = Preconditioner(model, curvature_batch="current", **{**SKETCHED, "refresh_every": 1})
+    pre = Preconditioner(model, curvature_batch="current", estimator=Sketched(rows=6), refresh_every=1)
     one = directions(model, pre, *batch(0))
     two = directions(model, pre, *batch(0))
     assert not torch.equal(one["0"], two["0"])
@@ -265,7 +269,7 @@ def test_draws_differ_between_layers_and_refreshes() -> None:
 
 def test_global_random_state_is_not_touched() -> None:
     model = perceptron()
-    pre = Preconditioner(model, **SKETCHED)
+    pre = Preconditioner(model, estimator=Sketched(rows=6), refresh_every=2)
     before = torch.get_rng_state()
     directions(model, pre, *batch(0))
     assert torch.equal(before, torch.get_rng_state())
@@ -291,7 +295,7 @@ class WithScale(torch.nn.Module):
 @pytest.mark.parametrize("trust", [None, 1.0])
 def test_uncovered_parameters_move_at_the_pace_of_the_rest(power: float, scale: str, trust: float | None) -> None:
     model = WithScale()
-    pre = Preconditioner(model, power=power, scale=scale, damping=0.2, trust=trust)
+    pre = Preconditioner(model, power=power, scale=scale, damping=0.2, trust=trust)  # type: ignore[arg-type]
     backward(model, *batch(0))
     assert model.gain.grad is not None
     plain = model.gain.grad.clone()
@@ -316,7 +320,7 @@ def test_released_code_keeps_the_damping_of_the_refresh_inside() -> None:
     model = perceptron()
     rows = sample_rows(model, *batch(0))
     pre = Preconditioner(
-        model, preset="paper", estimator="paper-code", sketch_size=1000, refresh_every=5, damping=Exponential(0.4, 0.5)
+        model, preset="paper", estimator=PaperCode(rows=1000), refresh_every=5, damping=Exponential(0.4, 0.5)
     )
     directions(model, pre, *batch(0))
     x, y = batch(1)
@@ -331,7 +335,7 @@ def test_released_code_keeps_the_damping_of_the_refresh_inside() -> None:
 def test_released_code_at_full_size_is_the_exact_step_of_the_paper() -> None:
     model = perceptron()
     x, y = batch(0)
-    pre = Preconditioner(model, preset="paper", estimator="paper-code", sketch_size=1000, damping=0.4)
+    pre = Preconditioner(model, preset="paper", estimator=PaperCode(rows=1000), damping=0.4)
     expected = dense(sample_rows(model, x, y), plain_gradients(x, y), damping=0.4, relative=False, natural=True)
     assert_close(directions(model, pre, x, y), expected, EXACT)
 

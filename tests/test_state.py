@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from seng import BASES, SENG, DenseThenSparse, Exponential, Options, Preconditioner, planner
 from seng.errors import StateError
-from seng.planner import CANDIDATES, Size, choose_block
+from seng.estimators import ESTIMATORS, Choice
+from seng.planner import choose_block
+from seng.sizes import Size
 from seng.sketch import SKETCHES
 from seng.state import TYPES, pack, unpack
-from seng.types import Choice
 
 from .runs import backward, batch, frozen, perceptron, snapshot, train
 
@@ -82,7 +83,7 @@ def resumes_bit_for_bit(**options: Any) -> None:
 
 
 @pytest.mark.parametrize("sketch", SKETCHES)
-@pytest.mark.parametrize("estimator", [name for name in CANDIDATES if name not in ("exact", "truncated")])
+@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name not in ("exact", "truncated")])
 def test_resumed_run_equals_the_whole_one_for_every_estimator_and_sketch(estimator: str, sketch: str) -> None:
     power = 1.0 if estimator == "paper-code" else 0.5
     resumes_bit_for_bit(estimator=estimator, sketch=sketch, sketch_size=5, rank=2, power=power)
@@ -124,9 +125,9 @@ def test_refreshes_are_planned_for_the_interval_in_force(monkeypatch: pytest.Mon
     # a plan kept from before a checkpoint, made for another interval, would part the resumed run from the whole one
     intervals = []
 
-    def recording(size: Size, options: Options, interval: int) -> Choice:
-        intervals.append(interval)
-        return choose_block(size, options, interval)
+    def recording(size: Size, options: Options, step: int) -> Choice:
+        intervals.append(options.interval_at(step))
+        return choose_block(size, options, step)
 
     monkeypatch.setattr(planner, "choose_block", recording)
     model = perceptron()

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seng.factors import build_factor
+from seng.estimators import Operator
 from seng.types import (
-    Choice,
     LayerIO,
     Lookup,
     Product,
@@ -46,7 +45,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def columns(io: LayerIO) -> Tensor:
-    return build_factor(io, Choice("operator"), 1.0, torch.float64, torch.Generator()).to_dense()
+    return Operator().build(io, 1.0, torch.float64, torch.Generator()).to_dense()
 
 
 @each_kind

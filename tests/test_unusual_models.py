@@ -99,7 +99,7 @@ def test_optimizer_is_neither_copied_nor_pickled(duplicate: Any) -> None:
 
 def test_unknown_strategy_lists_auto() -> None:
     with pytest.raises(OptionError, match=r"'auto' \| 'none' \| 'local'"):
-        seng.Preconditioner(nn.Linear(4, 3), distributed="ring")
+        seng.Preconditioner(nn.Linear(4, 3), distributed="ring")  # type: ignore[arg-type]
 
 
 def test_coverage_of_a_loaded_state_is_held() -> None:
@@ -138,7 +138,7 @@ def test_vanishing_gradients_give_finite_directions(options: dict[str, Any], sca
 def test_half_precision_parameters_get_half_precision_directions(reweight: bool) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).bfloat16()
-    pre = seng.Preconditioner(model, **{**REWEIGHT, "reweight": reweight})
+    pre = seng.Preconditioner(model, **{**REWEIGHT, "reweight": reweight})  # type: ignore[arg-type]
     model(torch.randn(8, 4, dtype=torch.bfloat16)).square().sum(1).mean().backward()
     pre.step()
     grads = [p.grad for p in model.parameters()]
@@ -184,7 +184,7 @@ def test_sparse_gradients_train_as_dense_ones_do(kind: str, options: dict[str, A
     def run(sparse: bool) -> list[Tensor]:
         torch.manual_seed(0)
         model = Tables(kind, sparse).double()
-        optimizer = seng.SENG(model, lr=0.05, **{"exclude": ["table"], **options})
+        optimizer = seng.SENG(model, lr=0.05, **{"exclude": ["table"], **options})  # type: ignore[arg-type]
         for step in range(5):
             optimizer.zero_grad(set_to_none)
             for part in range(1 + step % 2):  # two passes at every other step

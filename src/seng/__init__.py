@@ -7,6 +7,8 @@ from .lazy import lazy
 if TYPE_CHECKING:
     from .bases import BASES
     from .config import Options
+    from .distribution import Distributed, Global, Local, Sharded
+    from .estimators import Auto, Exact, LowRank, PaperCode, Sketched, Truncated
     from .optimizer import SENG
     from .preconditioner import Preconditioner
     from .preflight import Plan, plan
@@ -16,15 +18,25 @@ else:
     __getattr__ = lazy(
         __name__,
         {
+            "Auto": "estimators",
             "BASES": "bases",
-            "SENG": "optimizer",
             "DenseThenSparse": "schedules",
+            "Distributed": "distribution",
+            "Exact": "estimators",
             "Exponential": "schedules",
+            "Global": "distribution",
+            "Local": "distribution",
+            "LowRank": "estimators",
             "Options": "config",
+            "PaperCode": "estimators",
             "Plan": "preflight",
             "PolynomialLR": "schedules",
             "Preconditioner": "preconditioner",
             "Report": "verification",
+            "SENG": "optimizer",
+            "Sharded": "distribution",
+            "Sketched": "estimators",
+            "Truncated": "estimators",
             "plan": "preflight",
             "verify": "verification",
         },
@@ -35,13 +47,23 @@ __version__ = "0.1.0"
 __all__ = [
     "BASES",
     "SENG",
+    "Auto",
     "DenseThenSparse",
+    "Distributed",
+    "Exact",
     "Exponential",
+    "Global",
+    "Local",
+    "LowRank",
     "Options",
+    "PaperCode",
     "Plan",
     "PolynomialLR",
     "Preconditioner",
     "Report",
+    "Sharded",
+    "Sketched",
+    "Truncated",
     "__version__",
     "plan",
     "verify",

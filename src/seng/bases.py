@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from .config import is_number
+from .checks import is_number
 from .errors import OptionError, choose
 from .state import FORMS, anywhere, refusal
 from .wrappers import own_part, sharded

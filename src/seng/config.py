@@ -1,19 +1,22 @@
-"""Options of the preconditioner, validated once."""
+"""Options of the preconditioner: their types, defaults and meaning, validated once."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from math import inf
-from numbers import Integral, Real
-from typing import Any
+from inspect import Parameter, signature
+from typing import Any, Literal, Protocol, TypedDict, TypeVar
 
 from torch import nn
 
+from .checks import is_count, is_number, plain, require_count, require_number
+from .distribution import Distributed
 from .errors import OptionError, choose
+from .estimators import ESTIMATORS, Auto, Estimator, require_argument
 from .schedules import Schedule, value_at
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "damping_mode": ("relative", "absolute"),
@@ -23,8 +26,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss_reduction": ("mean", "sum"),
 }
 
-WIRE_DTYPES = ("bfloat16",)
-
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "power": 1.0,
@@ -32,11 +33,44 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scale": "natural",
         "curvature_batch": "current",
         "trust": None,
-        "explicit_limit": 700_000,
+        "estimator": Auto(explicit_limit=700_000),
     },
 }
 
 Selector = str | type[nn.Module]
+
+
+class GradScaler(Protocol):
+    """What knows the scale of a loss: ``torch.amp.GradScaler``."""
+
+    def get_scale(self) -> float:
+        """Return the scale."""
+        ...
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The options as keywords of ``seng.SENG``, for editors and type checkers; ``Options`` describes them."""
+
+    damping: Schedule[float]
+    damping_mode: Literal["relative", "absolute"]
+    scale: Literal["auto", "gradient", "natural"]
+    power: float
+    refresh_every: Schedule[int]
+    curvature_batch: Literal["previous", "current"]
+    trust: float | None
+    ema: float
+    estimator: Estimator | Literal["auto", "exact", "explicit", "implicit", "truncated", "paper-code"]
+    positions: Literal["sum", "expand"]
+    memory_budget: int | None
+    distributed: Distributed | Literal["auto", "none", "local", "global", "sharded"]
+    include: Sequence[Selector] | None
+    exclude: Sequence[Selector]
+    loss_reduction: Literal["mean", "sum"]
+    grad_scaler: GradScaler | None
+    reweight: bool
+    gradient_check: bool
+    preset: Literal["paper"] | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -54,17 +88,12 @@ class Options:
             "current": refresh first.
         trust: Cap on sqrt(g^T (F + lambda I)^-1 g), > 0, or None.
         ema: Weight of the old curvature when a new batch is merged in, in [0, 1).
-        estimator: Name in ``seng.planner.CANDIDATES``.
-        sketch: Name in ``seng.sketch.SKETCHES``.
-        sketch_size: Rows kept by a sketch (of each factor, for implicit layers), >= 1.
-        rank: Rank of each sample's low-rank gradient in the implicit estimator, >= 1.
+        estimator: How curvature is estimated: ``seng.Auto``, ``Exact``, ``Sketched``, ``LowRank``, ``Truncated`` or
+            ``PaperCode`` with its arguments, or for its defaults a name in ``seng.estimators.ESTIMATORS``.
         positions: "sum": one row a sample. "expand": each sampled position is a row.
         memory_budget: Bytes the held curvature may take, or None.
-        distributed: Name in ``seng.distributed.STRATEGIES``, or "auto".
-        tolerance: Relative error of a direction's coefficients that powers below 1 may make where curvature serves one
-            step alone (curvature of the current batch at every step), in [0, 1): Lanczos' method stops there. 0:
-            rounding errors only.
-        wire_dtype: What samples and directions are rounded to while they travel between ranks: "bfloat16", or None.
+        distributed: What ranks do together: ``seng.Local``, ``Global``, ``Sharded`` or ``Distributed`` with its
+            arguments, or "auto", "none" or another name in ``seng.distributed.STRATEGIES``.
         include: Module types or name patterns to precondition; None means all supported.
         exclude: Module types or name patterns to leave out.
         loss_reduction: How the loss reduces over samples: "mean" or "sum".
@@ -76,9 +105,6 @@ class Options:
             that disagree keep their plain gradient. False where gradients are changed on purpose before ``step()``.
         preset: "paper" for the settings of the paper, or None.
         seed: Seed of every random draw, >= 0.
-        explicit_limit: Parameters of the largest layer that "auto" treats explicitly or exactly whatever the cost;
-            larger ones are implicit where that holds less or is less work. None lets costs alone decide. Set by the
-            preset.
 
     Raises:
         OptionError: A value is of the wrong type or out of range.
@@ -92,24 +118,18 @@ class Options:
     curvature_batch: str = "previous"
     trust: float | None = 1.0
     ema: float = 0.0
-    estimator: str = "auto"
-    sketch: str = "uniform"
-    sketch_size: int = 256
-    rank: int = 16
+    estimator: Estimator = Auto()  # noqa: RUF009 - frozen
     positions: str = "sum"
     memory_budget: int | None = None
-    distributed: str = "auto"
-    tolerance: float = 0.0
-    wire_dtype: str | None = None
+    distributed: Distributed = Distributed()  # noqa: RUF009 - frozen
     include: Sequence[Selector] | None = None
     exclude: Sequence[Selector] = ()
     loss_reduction: str = "mean"
-    grad_scaler: Any = None
+    grad_scaler: GradScaler | None = None
     reweight: bool = False
     gradient_check: bool = True
     preset: str | None = None
     seed: int = 0
-    explicit_limit: int | None = None
 
     @classmethod
     def build(cls, call: str, given: dict[str, Any], others: Iterable[str] = ()) -> Options:
@@ -122,39 +142,44 @@ class Options:
         """
         known = [field.name for field in fields(cls)]
         for name in given:
-            if name not in known:
-                close = get_close_matches(name, [*known, *others], n=1)
+            if name not in known and name not in ARGUMENTS:
+                close = get_close_matches(name, [*known, *ARGUMENTS, *others], n=1)
                 fix = f"Did you mean {close[0]!r}" if close else "Remove it"
                 raise OptionError(call, "unknown option", expected="one of " + ", ".join(known), got=name, fix=fix)
         preset = given.get("preset")
         defaults = {} if preset is None else choose(PRESETS, preset, call=call, option="preset")
-        options = cls(**{**defaults, **{name: plain(value) for name, value in given.items()}})
+        values = {name: plain(value) for name, value in given.items()}
+        objects = {"estimator": _estimator(call, values, defaults), "distributed": _distributed(call, values)}
+        options = cls(**{**defaults, **{k: v for k, v in values.items() if k not in ARGUMENTS}, **objects})
         options.validate(call)
         return options
 
     def validate(self, call: str) -> None:
         """Raise OptionError at the first value that is out of range."""
-        for name, low, high, open_ends in _RANGES:
-            value = getattr(self, name)
-            if not (name == "damping" and callable(value)):
-                _require_number(call, name, value, low, high, open_ends)
-        for name in _COUNTS:
-            value = getattr(self, name)
-            absent = name in _OPTIONAL_COUNTS and value is None
-            if not absent and not (name == "refresh_every" and callable(value)):
-                _require_count(call, name, value, 0 if name == "seed" else 1)
+        if not callable(self.damping):
+            require_number(call, "damping", self.damping, "> 0")
+        require_number(call, "power", self.power, "in (0, 1]")
+        require_number(call, "trust", self.trust, "> 0", optional=True)
+        require_number(call, "ema", self.ema, "in [0, 1)")
+        if not callable(self.refresh_every):
+            require_count(call, "refresh_every", self.refresh_every)
+        require_count(call, "memory_budget", self.memory_budget, optional=True)
+        require_count(call, "seed", self.seed, least=0)
         for name, allowed in CHOICES.items():
             choose(dict.fromkeys(allowed), getattr(self, name), call=call, option=name)
         for name in ("include", "exclude"):
             _require_selectors(call, name, getattr(self, name))
         _require_scaler(call, self.grad_scaler)
-        if self.wire_dtype is not None:
-            choose(dict.fromkeys(WIRE_DTYPES), self.wire_dtype, call=call, option="wire_dtype")
         for name in ("reweight", "gradient_check"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(
                     call, f"{name} out of range", expected="True or False", got=getattr(self, name), fix="Pass a bool"
                 )
+        if self.estimator.natural_only and self.power != 1.0:
+            raise OptionError(
+                call, f"{self.estimator.name} knows the natural gradient only", expected="power=1.0", got=self.power,
+                fix="Pass power=1.0 or preset='paper'",
+            )  # fmt: skip
         if self.reweight:
             _require_reweightable(call, self)
         self.require_schedules(0, call)
@@ -184,7 +209,7 @@ class Options:
         if not callable(self.refresh_every):
             return self.refresh_every
         value = _scheduled(call, "refresh_every", self.refresh_every, step)
-        if not _is_count(value, 1):
+        if not is_count(value):
             raise OptionError(
                 call, "refresh_every schedule out of range", expected="an integer >= 1", got=value,
                 fix=f"Correct the schedule at step {step}",
@@ -202,6 +227,16 @@ class Options:
         self.interval_at(step + 1, call)
 
     @property
+    def tolerance(self) -> float:
+        """The estimator's: relative error of a direction that is accepted."""
+        return self.estimator.tolerance
+
+    @property
+    def expanded(self) -> int | None:
+        """How many positions are kept, each a sample; None where positions are summed."""
+        return self.estimator.rows if self.positions == "expand" else None
+
+    @property
     def natural(self) -> bool:
         """Whether directions carry the scale of (F + lambda I)^-power g."""
         return self.scale == "natural" or (self.scale == "auto" and self.power < 1)
@@ -211,42 +246,68 @@ class Options:
         return replace(self, **changes)
 
 
-# name, low, high, which ends are excluded
-_RANGES: tuple[tuple[str, float, float, Callable[[float, float, float], bool]], ...] = (
-    ("damping", 0.0, inf, lambda v, lo, hi: lo < v < hi),
-    ("power", 0.0, 1.0, lambda v, lo, hi: lo < v <= hi),
-    ("trust", 0.0, inf, lambda v, lo, hi: lo < v < hi),
-    ("ema", 0.0, 1.0, lambda v, lo, hi: lo <= v < hi),
-    ("tolerance", 0.0, 1.0, lambda v, lo, hi: lo <= v < hi),
-)
-_RANGE_TEXT = {
-    "damping": "> 0",
-    "power": "in (0, 1]",
-    "trust": "> 0 or None",
-    "ema": "in [0, 1)",
-    "tolerance": "in [0, 1)",
+# former options, as they may still be passed beside a name: option, its argument, and the default
+ARGUMENTS: dict[str, tuple[str, str, Any]] = {
+    "sketch": ("estimator", "sketch", "uniform"),
+    "sketch_size": ("estimator", "rows", 256),
+    "rank": ("estimator", "rank", 16),
+    "explicit_limit": ("estimator", "explicit_limit", None),
+    "tolerance": ("estimator", "tolerance", 0.0),
+    "wire_dtype": ("distributed", "wire_dtype", None),
 }
-_COUNTS = ("refresh_every", "sketch_size", "rank", "memory_budget", "seed", "explicit_limit")
-_OPTIONAL_COUNTS = ("memory_budget", "explicit_limit")
 
 
-def plain(value: Any) -> Any:
-    """Return a number of another library, such as NumPy's, as Python's own, and anything else as it is."""
-    if isinstance(value, bool) or type(value) in (int, float):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    return float(value) if isinstance(value, Real) else value
+def _estimator(call: str, given: Mapping[str, Any], preset: Mapping[str, Any]) -> Estimator:
+    """Return the estimator asked for, by name or as it is, else the preset's or the default one."""
+    asked, usual = given.get("estimator", "auto"), preset.get("estimator", Auto())
+    arguments = _arguments(call, "estimator", asked, given)
+    if isinstance(asked, Estimator):
+        return asked
+    kind = choose(ESTIMATORS, asked, call=call, option="estimator")
+    chosen = usual if isinstance(usual, kind) else kind()
+    taken = signature(kind).parameters
+    return replace(chosen, **{k: v for k, v in arguments.items() if k in taken})  # type: ignore[type-var]
 
 
-def is_number(value: object) -> bool:
-    """Return whether a value is a finite number that a float can hold."""
-    largest = sys.float_info.max
-    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
+def _distributed(call: str, given: Mapping[str, Any]) -> Distributed:
+    """Return the strategy asked for, by name or as it is."""
+    asked = given.get("distributed", "auto")
+    arguments = _arguments(call, "distributed", asked, given)
+    return asked if isinstance(asked, Distributed) else Distributed(asked, **arguments)
 
 
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+def _arguments(call: str, option: str, asked: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that former options give to what an option names, those that are not at their default.
+
+    Raises:
+        OptionError: One is out of range, or stands beside an object, which has arguments of its own.
+    """
+    found = {}
+    for name, (owner, argument, default) in ARGUMENTS.items():
+        if owner != option or name not in given:
+            continue
+        require_argument(call, argument, given[name], name)
+        if not isinstance(asked, str):
+            raise OptionError(
+                call, f"{name} does not go with this {option}", expected=f"{argument} as its argument",
+                got=given[name], fix=f"Pass {option}=seng.{type(asked).__name__}({argument}={given[name]!r})",
+            )  # fmt: skip
+        if given[name] != default:
+            found[argument] = given[name]
+    return found
+
+
+def shows_options(function: F) -> F:
+    """Name the options in the signature of a function that takes them as keywords, for ``help`` and notebooks."""
+    whole = signature(function)
+    own = [parameter for parameter in whole.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
+    hints = {name: getattr(hint, "__forward_arg__", hint) for name, hint in OptionKeywords.__annotations__.items()}
+    named = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        for field in fields(Options)
+    ]
+    function.__signature__ = whole.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+    return function
 
 
 def _scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
@@ -257,24 +318,6 @@ def _scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
             call, f"{name} schedule failed", expected="a value at every step", got=type(error).__name__,
             fix=f"Correct the schedule at step {step}: {error}",
         ) from error  # fmt: skip
-
-
-def _require_number(call: str, name: str, value: Any, low: float, high: float, inside: Callable[..., bool]) -> None:
-    if name == "trust" and value is None:
-        return
-    if not is_number(value) or not inside(value, low, high):
-        raise OptionError(
-            call, f"{name} out of range", expected=f"a number {_RANGE_TEXT[name]}", got=value,
-            fix=f"Pass {name} in range",
-        )  # fmt: skip
-
-
-def _require_count(call: str, name: str, value: Any, least: int) -> None:
-    if not _is_count(value, least):
-        raise OptionError(
-            call, f"{name} out of range", expected=f"an integer >= {least}, below 2^63", got=value,
-            fix=f"Pass {name} in range",
-        )  # fmt: skip
 
 
 def _require_scaler(call: str, scaler: Any) -> None:
@@ -292,16 +335,14 @@ def _require_scaler(call: str, scaler: Any) -> None:
 
 
 def _require_reweightable(call: str, options: Options) -> None:
-    needs = {
-        "curvature_batch": "current", "refresh_every": 1, "estimator": "exact", "positions": "sum", "ema": 0,
-        "grad_scaler": None, "distributed": "none",
-    }  # fmt: skip
-    for name, needed in needs.items():
-        got = getattr(options, name)
-        if got != needed:
+    needs = {"curvature_batch": "current", "refresh_every": 1, "positions": "sum", "ema": 0, "grad_scaler": None}
+    good = {name: getattr(options, name) == needed for name, needed in needs.items()}
+    good |= {"estimator": options.estimator.exact, "distributed": options.distributed.alone}
+    for name, needed in {**needs, "estimator": "exact", "distributed": "none"}.items():
+        if not good[name]:
             raise OptionError(
-                call, f"reweight does not go with this {name}", expected=f"{name}={needed!r}", got=got,
-                fix=f"Pass {name}={needed!r}, or reweight=False",
+                call, f"reweight does not go with this {name}", expected=f"{name}={needed!r}",
+                got=getattr(options, name), fix=f"Pass {name}={needed!r}, or reweight=False",
             )  # fmt: skip
 
 

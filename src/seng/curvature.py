@@ -14,11 +14,13 @@ from torch import Tensor
 from .blocks import Block
 from .config import Options
 from .errors import BatchError
-from .factors import Combined, Explicit, Factor, build_factor, merge, truncate
+from .estimators import Choice, Form, Operator
+from .factors import TOLERANCE, Combined, Explicit, Factor, merge, truncate
 from .linalg import pack_triangle, unpack_triangle
+from .sizes import Size
 from .sketch import generator_for
-from .solve import EigenState, FactorisationError, SolveState, from_vector, init, to_vector, vector_size
-from .types import Choice, LayerIO, Product, expand_positions, join_uses
+from .solve import EigenState, FactorisationError, SolveState
+from .types import LayerIO, Product, expand_positions, join_uses
 
 SMALLEST = 2.0**24  # multiples of the smallest normal number below which a damping cannot be divided by
 ROUNDINGS = 16.0  # of the mean eigenvalue: smaller dampings would be lost beside the rounding errors of K
@@ -130,15 +132,15 @@ class Draft:
         batch: U of the new batch.
         factor: The same, or that merged with the curvature held before.
         pool: Whose samples they are.
-        summarised: Whether few columns are kept in place of the samples.
-        solver: What is made of K: "eigen", "cholesky" or "direct".
+        truncation: Multiple of the damping below which eigenvalues are dropped; None: all samples are kept.
+        solver: What is made of K.
     """
 
     batch: Factor
     factor: Factor
     pool: Pool
-    summarised: bool
-    solver: str
+    truncation: float | None
+    solver: type[SolveState]
 
 
 @dataclass(frozen=True)
@@ -187,15 +189,13 @@ def draft(
 ) -> Draft:
     """Make U from one batch."""
     batch, pool = factor_of(block, parts, choice, pool, options, step)
-    summarised = choice.estimator == "truncated" or options.ema > 0
-    batch = batch.unsketched if summarised else batch  # eigenvalues of a sketch would not be those of the columns kept
+    truncation = TOLERANCE if options.ema > 0 and choice.form.truncation is None else choice.form.truncation
+    batch = (
+        batch if truncation is None else batch.unsketched
+    )  # eigenvalues of a sketch would not be those of the columns kept
     merged = options.ema > 0 and old is not None and isinstance(old.factor, Explicit)
     factor = merge(old.factor, batch, options.ema) if merged else batch  # type: ignore[union-attr,arg-type]
-    steady = not callable(options.damping) or options.interval_at(step) == 1
-    factored = options.power == 1.0 and (steady or batch.frozen_damping)
-    solver = "direct" if options.serves_once(step) else "cholesky" if factored else "eigen"
-    solver = "eigen" if summarised else solver
-    return Draft(batch, factor, pool, summarised, solver)
+    return Draft(batch, factor, pool, truncation, choice.solver)
 
 
 def solve(drafted: Draft, options: Options, step: int, old: Curvature | None) -> Solution:
@@ -216,8 +216,7 @@ def solve(drafted: Draft, options: Options, step: int, old: Curvature | None) ->
     if not isfinite(size):
         raise FactorisationError("the Gram matrix is not finite")
     whole = drafted.factor.gram() if merged else gram
-    solver = drafted.solver
-    state, failed = init(whole, damping, cholesky=solver == "cholesky", once=solver == "direct")
+    state, failed = drafted.solver.factorise(whole, damping)
     usable = least > SMALLEST * torch.finfo(gram.dtype).tiny
     return Solution(state, mean, peak, damping, sums, usable, failed, whole)
 
@@ -238,10 +237,12 @@ def _floored(mean: Tensor, options: Options, step: int, old: Curvature | None) -
 def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
     """Return what is kept until the next refresh."""
     factor, state = drafted.factor, solution.state
-    if drafted.summarised and solution.usable:
+    if drafted.truncation is not None and solution.usable:
         assert isinstance(state, EigenState)
         spectrum = (state.values, state.vectors)
-        factor, values = truncate(factor, solution.damping, limit=drafted.pool.samples, spectrum=spectrum)
+        factor, values = truncate(
+            factor, solution.damping, limit=drafted.pool.samples, spectrum=spectrum, tolerance=drafted.truncation
+        )
         state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
     return Curvature(
         factor if solution.usable else None, state, solution.mean, solution.peak, drafted.pool.samples, step,
@@ -251,7 +252,7 @@ def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
 
 def message_size(drafted: Draft) -> int:
     """Return the length of the vector that hands a solution on."""
-    return HEAD + drafted.batch.n + vector_size(drafted.solver, drafted.factor.n)
+    return HEAD + drafted.batch.n + drafted.solver.vector_size(drafted.factor.n)
 
 
 def to_message(drafted: Draft, solution: Solution | None, like: Tensor) -> Float[Tensor, " m"]:
@@ -259,13 +260,11 @@ def to_message(drafted: Draft, solution: Solution | None, like: Tensor) -> Float
     message = like.new_zeros(message_size(drafted))
     if solution is None:
         return message
-    vector = to_vector(solution.state, drafted.solver)
-    if vector is None:  # the ladder ended at eigenvalues: K fits where its Cholesky factor would have been
+    if isinstance(solution.state, drafted.solver):
+        kind, vector = 1.0, solution.state.to_vector()
+    else:  # the ladder ended at eigenvalues: K fits where its Cholesky factor would have been
         assert solution.gram is not None
-        vector = pack_triangle(solution.gram)
-        kind = 2.0
-    else:
-        kind = 1.0
+        kind, vector = 2.0, pack_triangle(solution.gram)
     scalars = torch.stack([solution.mean, solution.peak, solution.damping])
     head = message.new_tensor([kind, solution.usable, solution.failed])
     return torch.cat([head, scalars, solution.row_sums, vector])
@@ -284,10 +283,10 @@ def from_message(drafted: Draft, message: Float[Tensor, " m"], head: Sequence[fl
     (mean, peak, damping), n = (x.clone() for x in message[3:HEAD]), drafted.batch.n
     sums, vector = message[HEAD : HEAD + n].clone(), message[HEAD + n :]
     if kind == 1:
-        state = from_vector(vector, drafted.solver, drafted.factor.n, damping)
+        state = drafted.solver.from_vector(vector, drafted.factor.n, damping)
     else:
         gram = unpack_triangle(vector, drafted.factor.n, symmetric=True)
-        state, _ = init(gram, damping, cholesky=False)
+        state, _ = EigenState.factorise(gram, damping)
     return Solution(state, mean, peak, damping, sums, bool(usable), int(failed))
 
 
@@ -295,17 +294,22 @@ def factor_of(
     block: Block, parts: BlockParts, choice: Choice, pool: Pool, options: Options, step: int
 ) -> tuple[Factor, Pool]:
     """Return U of the samples given, and the pool with rows counted as positions where those are expanded."""
-    drawing = choice.draws or options.positions == "expand"
+    drawing = choice.form.draws or options.expanded is not None
     generator = generator_for(options.seed, step, block.name) if drawing else torch.default_generator
     dtype = block.compute_dtype
     io, slots = parts[0]
     if len(parts) > 1 or len(slots) < len(block.parameters):
-        kept = choice if len(parts) > 1 else Choice("operator")
-        return as_captured(block, parts, pool.scale(options), dtype, kept, generator), pool
-    if options.positions == "expand":
-        io, rows = expand_positions(io, max(io.n, options.sketch_size), generator)
+        form = choice.form if len(parts) > 1 else Operator()
+        return as_captured(block, parts, pool.scale(options), dtype, form, generator), pool
+    if options.expanded is not None:
+        io, rows = expand_positions(io, max(io.n, options.expanded), generator)
         pool = Pool(rows, pool.ranks)
-    return build_factor(io, choice, pool.scale(options), dtype, generator), pool
+    return _form_for(io, choice.form).build(io, pool.scale(options), dtype, generator), pool
+
+
+def _form_for(io: LayerIO, form: Form) -> Form:
+    """Return the form, or what was captured where a layer of this kind cannot be kept so."""
+    return form if Size.of(io).kind in form.kinds else Operator()
 
 
 def as_captured(
@@ -313,17 +317,16 @@ def as_captured(
     parts: BlockParts,
     scale: float,
     dtype: torch.dtype,
-    choice: Choice = Choice("operator"),  # noqa: B008 - frozen
+    form: Form = Operator(),  # noqa: B008 - frozen
     generator: torch.Generator = torch.default_generator,
 ) -> Combined:
     """Return U of all parts of a block, one column a sample, ``scale`` times what was captured.
 
-    Parameters that no part reaches in this batch have zero rows. ``choice`` says how products are kept, by default as
+    Parameters that no part reaches in this batch have zero rows. ``form`` says how products are kept, by default as
     they were captured.
     """
     shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
     every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
-    plain = Choice("operator")
-    kept = [choice if isinstance(io, Product) else plain for io, _ in parts]
-    terms = tuple(build_factor(io, how, scale, dtype, generator) for (io, _), how in zip(parts, kept, strict=True))
+    kept = [form if isinstance(io, Product) else Operator() for io, _ in parts]
+    terms = tuple(how.build(io, scale, dtype, generator) for (io, _), how in zip(parts, kept, strict=True))
     return Combined(terms, tuple(slots for _, slots in parts), every)

@@ -13,8 +13,8 @@ from .blocks import Layout
 from .config import Options
 from .curvature import Curvature, damping_at
 from .direction import Seen
+from .estimators import Choice
 from .solve import SolveState, spectrum
-from .types import Choice
 
 TOP = 5  # eigenvalues reported
 
@@ -130,7 +130,7 @@ def coverage(
                 continue
             count += parameter.numel()
             unknown = "held from a loaded state" if name in held else "to be chosen at the first refresh"
-            preconditioned[key] = f"{choice.estimator}: {choice.reason}" if choice else unknown
+            preconditioned[key] = f"{choice.form.name}: {choice.reason}" if choice else unknown
     total = count + sum(p.numel() for p in layout.passing.values())
     total += sum(
         p.numel()

@@ -7,20 +7,24 @@ from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back
-from .config import Options, is_number, plain
+from .checks import is_number, plain
+from .config import OptionKeywords, Options, shows_options
 from .diagnostics import Coverage, LayerStats
 from .errors import OptionError, OrderError, SengError
 from .events import few
 from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
 from .state import refusal, relocated, require_bounded
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NO_GROUP = "no group of the optimizer holds it, so it does not move: call add_param_group()"
 
@@ -42,7 +46,7 @@ class SENG(Optimizer):
         weight_decay: Of the base, >= 0.
         base: "sgd", "adamw", "muon", or a factory ``params -> Optimizer`` (which sets its own learning rate).
         base_options: Further keyword arguments of the base; "muon" also takes ``aux_lr``, AdamW's rate.
-        **options: See ``seng.config.Options``.
+        **options: See ``seng.Options``.
 
     Raises:
         OptionError: An option is unknown or out of range.
@@ -58,6 +62,7 @@ class SENG(Optimizer):
         >>> optimizer.step()
     """
 
+    @shows_options
     def __init__(
         self,
         /,
@@ -68,7 +73,7 @@ class SENG(Optimizer):
         weight_decay: float = 5e-4,
         base: str | Callable[[list[nn.Parameter]], Optimizer] = "sgd",
         base_options: dict[str, Any] | None = None,
-        **options: Any,
+        **options: Unpack[OptionKeywords],
     ):
         if not isinstance(model, nn.Module):
             raise OptionError(
@@ -87,7 +92,7 @@ class SENG(Optimizer):
         if lr is None:
             lr = LEARNING_RATES.get(base, 0.0) if isinstance(base, str) else 0.0
         settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
-        Options.build("SENG()", options, signature(SENG).parameters)
+        Options.build("SENG()", dict(options), signature(SENG).parameters)
         self.preconditioner = Preconditioner(model, call="SENG()", **options)
         try:
             bases = build_bases(base, model, settings)

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Capture
-from .config import Options
+from .config import OptionKeywords, Options, shows_options
 from .curvature import Curvature, as_captured, block_io, converted
 from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
 from .direction import MeanProjection, Seen, direction, is_sketched, project, shortening
@@ -39,12 +39,14 @@ from .gradients import (
     write_back,
 )
 from .hooks import recorders
-from .planner import require_known
 from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections, go_on
 from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
 from .wrappers import unwrap
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Preconditioner:
         model: Any module; DistributedDataParallel and torch.compile wrappers are looked through. Place it before
             compiling.
         call: What errors name as the call at fault.
-        **options: See ``seng.config.Options``.
+        **options: See ``seng.Options``.
 
     Raises:
         OptionError: An option is unknown or out of range.
@@ -89,13 +91,13 @@ class Preconditioner:
         True
     """
 
-    def __init__(self, model: nn.Module, *, call: str = "Preconditioner()", **options: Any):
-        chosen = Options.build(call, options)
-        require_known(chosen, call)
+    @shows_options
+    def __init__(self, model: nn.Module, *, call: str = "Preconditioner()", **options: Unpack[OptionKeywords]):
+        chosen = Options.build(call, dict(options))
         self._model = unwrap(model, call)
         self._events = Events()
         layout = lay_out(self._model, chosen, call)
-        strategy = strategy_so_far(chosen.distributed, call, chosen.wire_dtype, layout.cut_among)
+        strategy = strategy_so_far(chosen.distributed, call, layout.cut_among)
         self._warn_unsupported(layout)
         self._reweighted = reweightable(layout) if chosen.reweight else frozenset()
         self._capture = Capture(layout.watched, self._reweighted, self._model, _witnesses(layout, self._reweighted))

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Watched
-from .config import Options
+from .config import OptionKeywords, Options, shows_options
 from .curvature import block_io
 from .distributed import require_strategy
 from .errors import OrderError
-from .planner import Size, choose_all, require_known
-from .types import Choice, LayerIO, join_uses
+from .estimators import Choice
+from .planner import choose_all
+from .sizes import Size
+from .types import LayerIO, join_uses
 from .wrappers import unwrap
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 INTERVALS = (1, 10, 100, 200, 1000)  # steps between refreshes at which costs are told
 COLUMNS = ("name", "layer", "shape", "parameters", "estimator", "MiB", "refresh", "apply", "why")
@@ -51,9 +56,9 @@ class PlanRow:
             "shape": size.shape,
             "dimensions": dimensions,
             "parameters": size.p,
-            "estimator": choice.estimator,
+            "estimator": choice.form.name,
             "reason": choice.reason,
-            "solver": choice.solver,
+            "solver": choice.solver.name,
             "backward_flops": size.backward_flops,
             **costs,
         }
@@ -108,7 +113,7 @@ class Plan:
                 row.layer,
                 row.size.shape,
                 f"{row.size.p:,}",
-                row.choice.estimator,
+                row.choice.form.name,
                 f"{row.choice.nbytes / 2**20:,.2f}",
                 f"{row.choice.refresh_flops / self.backward_flops:.2%}",
                 f"{row.choice.apply_flops / self.backward_flops:.2%}",
@@ -149,7 +154,10 @@ class Plan:
         return "\n".join([line.rstrip() for line in lines] + self.remarks() + self.totals())
 
 
-def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], **options: Any) -> Plan:
+@shows_options
+def plan(
+    model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], **options: Unpack[OptionKeywords]
+) -> Plan:
     """Return how the curvature of each block would be kept on a batch like ``inputs``, and what it costs.
 
     Shapes are all that counts: with model and inputs on ``torch.device("meta")`` nothing is computed or held.
@@ -165,11 +173,11 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
 
     Cost: one forward pass.
     """
-    chosen = checked_options("plan()", options)
+    chosen = checked_options("plan()", dict(options))
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
     sizes = {
-        name: Size.of_block([io for io, _ in block_io(block, layers)], chosen, block.compute_dtype.itemsize)
+        name: Size.of_block([io for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded)
         for name, block in layout.blocks.items()
         if any(entry.name in layers for entry, _ in block.members)
     }
@@ -179,7 +187,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
             fix="Pass a batch as training does",
         )  # fmt: skip
     interval = chosen.interval_at(0, "plan()")
-    choices = choose_all(sizes, chosen, interval, "plan()", reweightable(layout) if chosen.reweight else ())
+    choices = choose_all(sizes, chosen, 0, "plan()", reweightable(layout) if chosen.reweight else ())
     rows = tuple(PlanRow(name, _types(layout.blocks[name]), size, choices[name]) for name, size in sizes.items())
     unused = tuple(name for name in layout.blocks if name not in sizes)
     return Plan(rows, interval, unused, layout.passed, sum(p.nbytes for p in model.parameters()))
@@ -188,7 +196,6 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
 def checked_options(call: str, given: dict[str, Any]) -> Options:
     """Return options that ``seng.SENG`` would take."""
     options = Options.build(call, given)
-    require_known(options, call)
     require_strategy(options.distributed, call)
     return options
 

@@ -17,7 +17,6 @@ from .distributed.plan import Rates
 from .distributed.ranks import Ranks
 from .distributed.timing import Forecast, Machine, Network, forecast, plain
 from .distributed.wire import Wire
-from .planner import require_known
 from .preflight import captured_shapes, plan
 from .refreshing import Sharing
 from .refreshing.sharing import Census
@@ -59,7 +58,6 @@ def forecasts(
     if seconds is None:
         seconds = FORWARD_AND_BACKWARD * plan(model, inputs, **options).backward_flops / flops
     chosen = Options.build("forecasts()", options)
-    require_known(chosen, "forecasts()")
     layout = lay_out(unwrap(model, "forecasts()"), chosen, "forecasts()")
     layers = captured_shapes(model, inputs, layout)
     members = {name: own for name, block in layout.blocks.items() if (own := member_io(block, layers))}
@@ -73,14 +71,15 @@ def forecasts(
         found.append(plain(world, machine, network))
         for strategy in on_paper(world, chosen, Rates(flops, network.bandwidth)):
             sharing = Sharing(layout, chosen, strategy, frozenset())
-            proposal = sharing.propose(strategy, census, chosen.interval_at(0))
+            proposal = sharing.propose(strategy, census, 0)
             found.append(forecast(proposal.plan, proposal.loads, sharing.overhead(strategy), machine, network))
     return found
 
 
 def on_paper(world: int, options: Options, rates: Rates) -> list[Ranks]:
     """Return the strategies of so many ranks, to plan with."""
-    wire_dtype = None if options.wire_dtype is None else getattr(torch, options.wire_dtype)
+    asked = options.distributed.wire_dtype
+    wire_dtype = None if asked is None else getattr(torch, asked)
     kinds = [kind for kind in STRATEGIES.values() if issubclass(kind, Ranks)]
     found = [kind(wire_dtype, Wire(wire_dtype, world)) for kind in kinds]
     for strategy in found:

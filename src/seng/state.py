@@ -13,13 +13,13 @@ from .blocks import Block
 from .curvature import Curvature
 from .distributed import Strategy
 from .errors import SengError, StateError
-from .factors import FACTOR_TYPES
+from .factors import Factor
 from .refreshing import Carriers, Move, Place, move
-from .sketch import SKETCH_TYPES
-from .solve import SOLVE_TYPES
+from .sketch import Sketch
+from .solve import SolveState
 from .wrappers import own_part
 
-TYPES: dict[str, type] = {**FACTOR_TYPES, **SKETCH_TYPES, **SOLVE_TYPES, "Curvature": Curvature, "Place": Place}
+TYPES: dict[str, Any] = {"Curvature": Curvature, "Place": Place}
 VERSION = 1
 MOST_RANKS = 2**16
 MOST_VALUES, DEEPEST = 10**6, 50  # values and levels of containers in a state
@@ -216,10 +216,11 @@ def unpack(packed: Any, device: torch.device) -> Any:
     if not isinstance(packed, dict):
         return packed
     name = packed.get("type")
-    kind = TYPES.get(name) if isinstance(name, str) else None
+    known: dict[str, Any] = {**TYPES, **Factor.TYPES, **Sketch.TYPES, **SolveState.TYPES}
+    kind = known.get(name) if isinstance(name, str) else None
     values = {key: unpack(item, device) for key, item in packed.items() if key != "type"}
     if kind is None or set(values) != {field.name for field in fields(kind)}:
-        raise refusal("an entry cannot be read", f"one of {sorted(TYPES)} with its fields", name)
+        raise refusal("an entry cannot be read", f"one of {sorted(known)} with its fields", name)
     return kind(**values)
 
 

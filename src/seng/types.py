@@ -201,37 +201,3 @@ def _pad(x: Tensor, dim: int, size: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] = size - shape[dim]
     return torch.cat([x, x.new_zeros(shape)], dim)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """How the planner treats one block.
-
-    Args:
-        estimator: Key of ``seng.factors.ESTIMATORS``.
-        rank: Rank a sample, for implicit estimators.
-        sketch: Key of ``seng.sketch.SKETCHES``.
-        sketch_size: Rows the sketch keeps.
-        implicit: Whether the block is above the paper's threshold for explicit treatment.
-        solver: What a refresh makes of K: "eigen", "cholesky" or "direct".
-        nbytes: Bytes the held curvature takes.
-        refresh_flops: Floating-point operations of a refresh.
-        apply_flops: Floating-point operations of one preconditioned gradient.
-        reason: Why, in a few words.
-    """
-
-    estimator: str
-    rank: int = 16
-    sketch: str = "uniform"
-    sketch_size: int = 256
-    implicit: bool = False
-    solver: str = "eigen"
-    nbytes: int = 0
-    refresh_flops: float = 0.0
-    apply_flops: float = 0.0
-    reason: str = ""
-
-    @property
-    def draws(self) -> bool:
-        """Whether the estimator is random."""
-        return self.estimator in ("sketched-rows", "implicit", "paper-code")

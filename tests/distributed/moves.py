@@ -27,7 +27,7 @@ PATHS = ((1, 2), (2, 1), (2, 2), (2, 3))  # from so many ranks to so many
 
 def build(setting: str) -> tuple[nn.Module, SENG]:
     model = cut_net() if setting == "cut" else Net()
-    return model, SENG(model, distributed="sharded" if setting == "cut" else setting, **OPTIONS)
+    return model, SENG(model, distributed="sharded" if setting == "cut" else setting, **OPTIONS)  # type: ignore[arg-type]
 
 
 def train(model: nn.Module, optimizer: SENG, steps: range, rank: int, world: int) -> None:

@@ -122,7 +122,7 @@ def together(
 ) -> list[Tensor]:
     """Return the directions of all ranks together, at each step."""
     model, seen = Net(), []
-    pre = Preconditioner(model, distributed=strategy, **options)
+    pre = Preconditioner(model, distributed=strategy, **options)  # type: ignore[arg-type]
     pre.strategy.given_rates = BYTES_ALONE
     mean = options.get("loss_reduction", "mean") == "mean"
     for step in range(STEPS):
@@ -292,7 +292,7 @@ def replicas(rank: int, world: int) -> dict[str, list[str]]:
     found = {}
     for setting, options in REPLICAS.items():
         inner = Small()
-        optimizer = SENG(inner, lr=0.05, **{"refresh_every": 7, **options})
+        optimizer = SENG(inner, lr=0.05, **{"refresh_every": 7, **options})  # type: ignore[arg-type]
         optimizer.preconditioner.strategy.given_rates = BYTES_ALONE
         model, start = DistributedDataParallel(inner), hashed(inner)
         for step in range(20 if "rounded" in setting else 100):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from seng.distributed.parcels import Frame, frame_of, io_of, shape_only, silent, tensors_of
-from seng.factors import build_factor
-from seng.types import Choice, LayerIO, Lookup, Product, Rows, join_batches
+from seng.estimators import Operator
+from seng.types import LayerIO, Lookup, Product, Rows, join_batches
 
 N = 4
 WIDTHS = [15, 3]  # sizes of the parameters behind each case
@@ -31,9 +31,7 @@ def test_frame_and_tensors_give_the_same_factor(name: str) -> None:
     frame, tensors = frame_of(io), tensors_of(io)
     assert [(tuple(t.shape), t.dtype) for t in tensors] == frame.specs(WIDTHS)
     again = io_of(Frame(*frame.numbers()), [t.clone() for t in tensors])
-    got, expected = (
-        build_factor(x, Choice("operator"), 1.0, torch.float64, torch.default_generator).to_dense() for x in (again, io)
-    )
+    got, expected = (Operator().build(x, 1.0, torch.float64, torch.default_generator).to_dense() for x in (again, io))
     assert torch.equal(got, expected)
 
 
@@ -42,7 +40,7 @@ def test_silent_samples_are_zero_columns(name: str) -> None:
     io = cases()[name]
     quiet = silent(frame_of(io), 3, WIDTHS, torch.device("cpu"))
     joined = join_batches([io, quiet])
-    u = build_factor(joined, Choice("operator"), 1.0, torch.float64, torch.default_generator).to_dense()
+    u = Operator().build(joined, 1.0, torch.float64, torch.default_generator).to_dense()
     assert u.shape[1] == N + 3
     assert not u[:, N:].any()
     assert u[:, :N].any()

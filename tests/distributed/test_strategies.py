@@ -49,7 +49,7 @@ def network() -> nn.Module:
 
 def directions(strategy: str, **options: Any) -> list[Tensor]:
     model, seen = network(), []
-    pre = Preconditioner(model, distributed=strategy, refresh_every=2, **options)
+    pre = Preconditioner(model, distributed=strategy, refresh_every=2, **options)  # type: ignore[arg-type]
     for step in range(4):
         model.zero_grad()
         x = torch.randn(6, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
@@ -111,7 +111,7 @@ def _fail() -> tuple[str, Batch]:
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "none"])
 def test_strategies_need_a_process_group_at_the_first_step(name: str) -> None:
     model = network()
-    pre = Preconditioner(model, distributed=name)
+    pre = Preconditioner(model, distributed=name)  # type: ignore[arg-type]
     model(torch.randn(6, 16, dtype=torch.float64)).pow(3).sum().backward()
     before = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
     with pytest.raises(OptionError, match=rf"step\(\): distributed='{name}' needs ranks: expected a process group"):
@@ -129,14 +129,14 @@ def test_unknown_strategy_is_refused(given: str, closest: str | None) -> None:
     fix = f"Did you mean '{closest}'" if closest else "Choose one of the names listed"
     names = r"'auto' \| 'none' \| 'local' \| 'global' \| 'sharded'"
     with pytest.raises(OptionError, match=rf"unknown distributed: expected {names}, got '{given}'\. {fix}\."):
-        Preconditioner(network(), distributed=given)
+        Preconditioner(network(), distributed=given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "none"])
 def test_state_holds_no_more_than_its_tensors(name: str, one_process: None) -> None:
     """Ids and floats arrive in one buffer; torch saves what is behind a view, and refuses views of two dtypes."""
     model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2)).double()
-    pre = Preconditioner(model, distributed=name)
+    pre = Preconditioner(model, distributed=name)  # type: ignore[arg-type]
     model(torch.randint(5, (4, 2))).pow(2).sum(1).mean().backward()
     pre.step()
     state, file = pre.state_dict(), BytesIO()
@@ -165,7 +165,7 @@ def test_failed_factorisation_keeps_the_last_curvature(
     name: str, one_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network()
-    pre = Preconditioner(model, distributed=name, refresh_every=1)
+    pre = Preconditioner(model, distributed=name, refresh_every=1)  # type: ignore[arg-type]
     for step in range(2):
         model.zero_grad()
         model(torch.randn(6, 16, dtype=torch.float64)).pow(3).sum(1).mean().backward()

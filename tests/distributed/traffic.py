@@ -90,7 +90,7 @@ def traffic(rank: int, world: int) -> dict[str, dict[str, Any]]:
     found = {}
     for setting, options in BYTES.items():
         model = Net()
-        pre = Preconditioner(model, **{"refresh_every": 2, **options})
+        pre = Preconditioner(model, **{"refresh_every": 2, **options})  # type: ignore[arg-type]
         pre.strategy.given_rates = BYTES_ALONE
         seen = Traffic([], [], [], [])
         for step in range(5):

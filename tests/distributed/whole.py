@@ -66,7 +66,7 @@ def directions(
     strategy: str, options: dict[str, Any], rank: int, world: int, apart: bool = True, parts: int = 1
 ) -> list[Tensor]:
     model, seen = cut_net(apart), []
-    pre = Preconditioner(model, distributed=strategy, **options)
+    pre = Preconditioner(model, distributed=strategy, **options)  # type: ignore[arg-type]
     for step in range(STEPS):
         backward(model, step, rank, world, parts)
         assert pre.step()
@@ -148,7 +148,7 @@ def cut_traffic(rank: int, world: int) -> dict[str, dict[str, Any]]:
     try:
         for setting, options in BYTES.items():
             model = cut_net()
-            pre = Preconditioner(model, **{"refresh_every": 2, **options})
+            pre = Preconditioner(model, **{"refresh_every": 2, **options})  # type: ignore[arg-type]
             measured, planned, seen = [], [], []
             for step in range(2):
                 backward(model, step, rank, world)

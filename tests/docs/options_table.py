@@ -12,6 +12,8 @@ from pathlib import Path
 
 from seng import Options
 from seng.config import PRESETS
+from seng.distribution import Distributed
+from seng.estimators import Estimator
 
 PAGE = Path(__file__).parents[2] / "docs" / "options.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
@@ -39,6 +41,10 @@ def table() -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Estimator | Distributed):
+        own = [field for field in fields(value) if getattr(value, field.name) != field.default]  # type: ignore[arg-type]
+        arguments = ", ".join(f"{field.name}={_shown(getattr(value, field.name))}" for field in own)
+        return f"seng.{type(value).__name__}({arguments})" if own else _shown(value.name)
     return f"{value:_}" if isinstance(value, int) and not isinstance(value, bool) else repr(value).replace("'", '"')
 
 

@@ -110,7 +110,7 @@ def test_attention_passes_through_and_is_reported():
 
 def test_only_the_strategies_of_the_page_exist():
     with pytest.raises(OptionError, match="unknown distributed"):
-        seng.SENG(network(), distributed="ring")
+        seng.SENG(network(), distributed="ring")  # type: ignore[arg-type]
 
 
 def test_clipping_before_a_reweighted_step_does_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -10,12 +11,12 @@ import pytest
 
 import seng
 from seng import BASES, SENG, Options, schedules
-from seng.config import CHOICES
+from seng.config import ARGUMENTS, CHOICES, OptionKeywords
 from seng.distributed import STRATEGIES
 from seng.errors import SengError
-from seng.factors import ESTIMATORS
+from seng.estimators import ESTIMATORS
+from seng.estimators.auto import EXACT_LIMIT, REFRESH_SHARE
 from seng.layers import LAYERS, UNSUPPORTED_CONTAINERS
-from seng.planner import CANDIDATES, EXACT_LIMIT, REFRESH_SHARE
 from seng.sketch import SKETCHES
 from seng.testing import check_estimator, check_layer, check_sketch
 
@@ -24,6 +25,7 @@ from .pages import DOCS, PAGES, README, ROOT, named, section, tables, text_of
 
 SOURCE = Path(seng.__file__).parent
 PAGE = DOCS / "layers.md"
+FORMS = ["operator", "rows", "sketched-rows", "implicit", "truncated", "paper-code"]
 
 
 def test_options_table_is_that_of_the_docstring() -> None:
@@ -45,9 +47,27 @@ def test_arguments_of_the_optimizer_have_their_defaults() -> None:
     expected = {
         name: repr(parameter.default).replace("'", '"')
         for name, parameter in signature.items()
-        if parameter.default is not parameter.empty
+        if parameter.default is not parameter.empty and name not in OptionKeywords.__annotations__
     }
     assert {row[0].strip("`"): row[1].strip("`") for row in rows} == expected
+
+
+def test_former_options_are_arguments_of_what_the_page_says() -> None:
+    rows = tables(section(DOCS / "options.md", "Former options"))["option"]
+    said = {row[0].strip("`"): row[1] for row in rows if row[0].strip("`") in ARGUMENTS}
+    assert set(said) == set(ARGUMENTS)
+    for name, (_, argument, _) in ARGUMENTS.items():
+        assert said[name].startswith(f"`{argument}` of")
+
+
+def test_estimators_have_their_signatures() -> None:
+    for row in tables(section(PAGE, "Estimators"))["estimator"]:
+        kind, arguments = re.fullmatch(r"`seng\.(\w+)\((.*)\)`", row[1]).groups()  # type: ignore[union-attr]
+        parameters = inspect.signature(getattr(seng, kind)).parameters
+        assert getattr(seng, kind) is ESTIMATORS[row[0].strip("`")]
+        for text in arguments.split(", "):
+            name, value = text.split("=")
+            assert parameters[name].default == ast.literal_eval(value)
 
 
 def test_schedules_have_their_signatures() -> None:
@@ -63,8 +83,8 @@ def test_schedules_have_their_signatures() -> None:
     [
         ("Layers", "layer", [f"nn.{kind.__name__}" for kind in LAYERS]),
         ("Sketches", "sketch", list(SKETCHES)),
-        ("Estimators", "estimator", list(CANDIDATES)),
-        ("Estimators", "form", list(ESTIMATORS)),
+        ("Estimators", "estimator", list(ESTIMATORS)),
+        ("Estimators", "form", FORMS),
         ("Bases", "base", list(BASES)),
         ("Strategies", "distributed", list(STRATEGIES)),
     ],

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from seng import PolynomialLR, Preconditioner
 from seng.distributed import Local
 from seng.distributed.wire import Wire
-from seng.factors import ESTIMATORS, Explicit, Factor, build_factor, combine, merge, truncate
+from seng.estimators import ESTIMATORS, Form, LowRank, Operator, Rows, Sketched, Truncated
+from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
+from seng.factors import Explicit, Factor, combine, merge, truncate
 from seng.factors.sketched import sketch_rows, sketch_sides
 from seng.factors.truncated import TOLERANCE
 from seng.func.config import Settings
@@ -29,6 +31,7 @@ from seng.linalg import (
     low_rank_products,
     metric_length,
 )
+from seng.sizes import Size
 from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
 from seng.theory import sketch_study, solver_study, stationarity_study
@@ -36,7 +39,7 @@ from seng.theory.ntk import LENGTH, Network, Task, experiment, limiting_kernel, 
 from seng.theory.sketches import dense_sketch, direction, embedding, samples
 from seng.theory.solvers import BOUNDS, SOLVED, solved, system_of
 from seng.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
-from seng.types import Choice, Product, expand_positions
+from seng.types import Product, expand_positions
 
 PAGE = Path(__file__).parents[2] / "docs" / "theory.md"
 EXACT = 1e-9  # float64 rounding times the condition of the damped matrices used here, below 1e5
@@ -129,7 +132,7 @@ def test_equation_04_gram_of_products_needs_no_gradient_of_a_sample(s: int, bias
 
 def test_equation_05_products_with_u_are_those_of_a_layer():
     io, u = product_layer(s=3)
-    factor = build_factor(io, Choice("operator"), 1.0, torch.float64, generator())
+    factor = Operator().build(io, 1.0, torch.float64, generator())
     c, v = random(N, seed=6), random(4, 5, seed=7)
     a, g = io.a[0].mT, io.g[0].mT  # [n, s, d]
     assert_close(torch.einsum("n,nso,nsi->oi", c, g, a).reshape(-1), u @ c)
@@ -162,7 +165,7 @@ def test_equation_07_sketches_are_unbiased(name: str):
 @pytest.mark.parametrize("name", SKETCHES)
 def test_equation_08_sketching_both_sides_is_a_kronecker_product(name: str):
     io, u = product_layer(s=2)
-    full = build_factor(io, Choice("operator"), 1.0, torch.float64, generator())
+    full = Operator().build(io, 1.0, torch.float64, generator())
     factor = sketch_sides(full, name, 3, generator())  # type: ignore[arg-type]
     assert factor.right is not None
     left, right = (side(torch.eye(d, dtype=torch.float64)).T for side, d in ((factor.left, 4), (factor.right, 5)))
@@ -310,7 +313,7 @@ def test_equation_23_expanded_positions_are_samples_of_their_own(kept: int):
     io, _ = product_layer(s=3)
     m = torch.einsum("nis,nos->nsoi", io.a[0], io.g[0]).reshape(N * 3, -1)
     expanded, total = expand_positions(io, kept, generator())
-    u = build_factor(expanded, Choice("operator"), total**0.5, torch.float64, generator()).to_dense()
+    u = Operator().build(expanded, total**0.5, torch.float64, generator()).to_dense()
     assert total == N * 3
     assert u.shape[1] == kept
     expected = m.T * total**0.5 * (total / kept) ** 0.5
@@ -354,9 +357,10 @@ def test_equation_25_learning_rate_falls_as_a_power():
 def test_equation_26_released_code_sees_a_smaller_damping(implicit: bool):
     io, _ = product_layer(s=1)
     q = 3
-    choice = Choice("paper-code", sketch_size=q, implicit=implicit)
-    unbiased = Choice("implicit" if implicit else "sketched-rows", sketch_size=q)
-    theirs, ours = (build_factor(io, kind, 1.0, torch.float64, generator()) for kind in (choice, unbiased))
+    forms: tuple[Form, Form] = (
+        (ReleasedLowRank(rows=q), LowRank(rows=q)) if implicit else (ReleasedRows(rows=q), Sketched(rows=q))
+    )
+    theirs, ours = (form.build(io, 1.0, torch.float64, generator()) for form in forms)
     c = (5 / q) * (4 / q) if implicit else 20 / q
     v = (random(4, 5, seed=7),)
     assert_close(theirs.gram(), c * ours.gram())
@@ -368,9 +372,8 @@ def test_equation_26_released_code_sees_a_smaller_damping(implicit: bool):
 
 def test_equation_27_released_code_mixes_the_samples_of_implicit_layers():
     io, u = product_layer(s=2)
-    choice = Choice("paper-code", sketch_size=3, implicit=True)
     b = random(N, seed=6)
-    got = build_factor(io, choice, 1.0, torch.float64, generator()).rmv(b)[0]
+    got = ReleasedLowRank(rows=3).build(io, 1.0, torch.float64, generator()).rmv(b)[0]
     root = b.abs().sqrt()
     expected = torch.zeros(4, 5, dtype=torch.float64)
     for k in range(2):
@@ -389,7 +392,9 @@ SKETCHED_FORMS = ("sketched-rows", "implicit")
 
 
 def test_bounds_are_stated_for_every_estimator_of_the_table():
-    assert {*EXACT_FORMS, *SKETCHED_FORMS, "paper-code"} == set(ESTIMATORS)
+    size = Size("product", n=8, p=20, s=3, d_in=5, d_out=4)
+    found = {form.name for kind in ESTIMATORS.values() for form in kind().forms(size)}
+    assert {*EXACT_FORMS, *SKETCHED_FORMS, "paper-code"} == found
 
 
 def captured(positions: int, bias: bool, groups: int, seed: int, spread: float) -> Product:
@@ -400,8 +405,9 @@ def captured(positions: int, bias: bool, groups: int, seed: int, spread: float) 
 
 
 def factor_and_gradient(form: str, sketch: str, io: Product, size: int, rank: int, seed: int) -> tuple[Factor, Tensor]:
-    choice = Choice(form, sketch=sketch, sketch_size=size, rank=rank)
-    factor = build_factor(io, choice, N**-0.5, torch.float64, generator(seed))
+    forms: tuple[Form, ...] = (Operator(), Rows(), Truncated(), Sketched(sketch, size), LowRank(rank, size, sketch))
+    (chosen,) = (known for known in forms if known.name == form)
+    factor = chosen.build(io, N**-0.5, torch.float64, generator(seed))
     p = sum(rows * columns for rows, columns in factor.shapes)
     u = factor.to_dense()
     return factor, u @ random(N, seed=seed + 2) + 0.3 * float(u.norm()) / p**0.5 * random(p, seed=seed + 3)
@@ -500,16 +506,15 @@ def test_equation_29_says_something_for_every_sketch(sketch: str):
 def test_equation_30_is_not_kept_by_the_released_code():
     """Directions of implicit layers are far off even where nothing is sketched or compressed."""
     away = []
-    for form in ("paper-code", "implicit"):
+    for form in (ReleasedLowRank(5, 20), LowRank(5, 20)):
         for seed in range(5):
             io = captured(2, False, 1, seed, 1.0)
-            choice = Choice(form, sketch_size=20, rank=5, implicit=True)
-            factor = build_factor(io, choice, N**-0.5, torch.float64, generator(seed))
+            factor = form.build(io, N**-0.5, torch.float64, generator(seed))
             g = torch.einsum("nis,nos->oi", io.a[0], io.g[0]).reshape(-1) / N
             u = torch.einsum("nis,nos->oin", io.a[0], io.g[0]).flatten(0, 1) / N**0.5
             damping = 0.1 * float(u.square().sum()) / N
             exact = damped_power(u @ u.T, damping, 1.0, g)
-            away.append((form, float((direction(factor, g, damping) - exact).norm() / exact.norm())))
+            away.append((form.name, float((direction(factor, g, damping) - exact).norm() / exact.norm())))
     assert min(error for form, error in away if form == "paper-code") > 0.1
     assert max(error for form, error in away if form == "implicit") < 1e-6
 

@@ -6,8 +6,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seng.estimators import Form, LowRank, Operator, Sketched, Truncated
+from seng.estimators import Rows as RowsForm
+from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
 from seng.factors import Factor
-from seng.types import Choice, Grads, LayerIO, Lookup, Product, Rows
+from seng.sizes import Size
+from seng.types import Grads, LayerIO, Lookup, Product, Rows
 
 ROUNDING = 1e-11  # float64: sums of at most a few thousand products of normal numbers, relative to the largest
 FULL = 10_000  # rank and sketch size that leave nothing out
@@ -65,10 +69,26 @@ def dense_columns(io: LayerIO, scale: float) -> Tensor:
     return scale * torch.stack(columns, 1)
 
 
-def choice(
-    estimator: str, size: int = FULL, rank: int = FULL, sketch: str = "uniform", implicit: bool = False
-) -> Choice:
-    return Choice(estimator, rank=rank, sketch=sketch, sketch_size=size, implicit=implicit)
+FORMS = ("operator", "rows", "sketched-rows", "implicit", "truncated", "paper-code", "paper-code, implicit")
+
+
+def form(name: str, size: int = FULL, rank: int = FULL, sketch: str = "uniform") -> Form:
+    forms = {
+        "operator": Operator(),
+        "rows": RowsForm(),
+        "sketched-rows": Sketched(sketch, size),
+        "implicit": LowRank(rank, size, sketch),
+        "truncated": Truncated(),
+        "paper-code": ReleasedRows(rows=size),
+        "paper-code, implicit": ReleasedLowRank(rank, size),
+    }
+    return forms[name]
+
+
+def build_factor(io: LayerIO, how: Form, scale: float = 1.0, seed: int = 0) -> Factor:
+    """U in a form, or as it was captured where the form does not take this kind of layer."""
+    taken = how if Size.of(io).kind in how.kinds else Operator()
+    return taken.build(io, scale, torch.float64, generator(seed))
 
 
 def vector(factor: Factor, seed: int = 5) -> Grads:

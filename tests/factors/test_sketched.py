@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seng.factors import Combined, Explicit, Factor, Kronecker, Sketched, build_factor
+from seng.factors import Combined, Explicit, Factor, Kronecker, Sketched
 from seng.factors.explicit import explicit
 from seng.factors.kronecker import kronecker
 from seng.factors.sketched import low_rank, sketch_rows, sketch_sides
@@ -14,7 +14,7 @@ from seng.sketch import SKETCHES
 from seng.types import Product
 
 from ..sketch.unbiased import is_unbiased
-from .samples import FULL, assert_near, choice, dense_columns, flat, generator, normal, product, vector
+from .samples import FULL, assert_near, build_factor, dense_columns, flat, form, generator, normal, product, vector
 
 NEAR_OPTIMAL = 1.02  # error of the randomised low rank over the truncated SVD's, seeded
 
@@ -84,7 +84,7 @@ def test_two_sided_check_rejects_one_draw_used_for_both_sides() -> None:
 @every_sketch
 def test_full_size_sketch_equals_none(estimator: str, sketch: str) -> None:
     io = product(groups=2)
-    factor = build_factor(io, choice(estimator, sketch=sketch), 1.0, torch.float64, generator())
+    factor = build_factor(io, form(estimator, sketch=sketch))
     u = dense_columns(io, 1.0)
     v = vector(factor)
     assert_near(factor.gram(), u.T @ u)
@@ -95,17 +95,14 @@ def test_full_size_sketch_equals_none(estimator: str, sketch: str) -> None:
 @every_sketch
 def test_sketched_factor_follows_its_generator(estimator: str, sketch: str) -> None:
     io = product(d_in=9, d_out=9)
-    grams = [
-        build_factor(io, choice(estimator, size=4, sketch=sketch), 1.0, torch.float64, generator(seed)).gram()
-        for seed in (0, 0, 1)
-    ]
+    grams = [build_factor(io, form(estimator, size=4, sketch=sketch), seed=seed).gram() for seed in (0, 0, 1)]
     assert torch.equal(grams[0], grams[1])
     assert not torch.equal(grams[0], grams[2])
 
 
 def test_implicit_keeps_the_bias_exact() -> None:
     io = product(d_in=9, d_out=9)
-    factor = build_factor(io, choice("implicit", size=3, rank=1), 1.0, torch.float64, generator())
+    factor = build_factor(io, form("implicit", size=3, rank=1))
     assert isinstance(factor, Combined)
     bias = dense_columns(io, 1.0)[81:]
     assert_near(factor.to_dense()[81:], bias)
@@ -127,6 +124,6 @@ def test_low_rank_columns_are_near_the_best(scratch_elements: int, monkeypatch: 
 def test_low_rank_is_an_error_only_where_rank_is_cut() -> None:
     io = product(n=6, s=2, d_in=12, d_out=12)
     for rank, exact in ((1, False), (2, True), (FULL, True)):
-        factor: Factor = build_factor(io, choice("implicit", rank=rank), 1.0, torch.float64, generator())
+        factor: Factor = build_factor(io, form("implicit", rank=rank))
         same = bool((factor.to_dense() - dense_columns(io, 1.0)).abs().max() < 1e-9)
         assert same is exact

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from seng.config import PRESETS
+from seng import Options
 from seng.recipes import build_recipe
 from seng.recipes.paper import PAPER
 from seng.train.config import SengConfig
@@ -23,7 +23,7 @@ PUBLISHED = {"cifar10-resnet18": 11_173_962, "cifar10-vgg16bn": 14_728_266, "ima
 
 def test_paper_options_are_the_presets():
     changed = {name: value for name, value in asdict(PAPER).items() if value != getattr(SengConfig(), name)}
-    assert changed == PRESETS["paper"]
+    assert Options.build("f()", changed) == Options.build("f()", {"preset": "paper"}).with_(preset=None)
     assert (PAPER.sketch, PAPER.sketch_size, PAPER.rank) == ("uniform", 256, 16)
 
 

@@ -13,9 +13,11 @@ from seng.capture import Capture
 from seng.config import Options
 from seng.curvature import Pool, factor_of, member_io
 from seng.distributed.parcels import frame_of, tensors_of
+from seng.estimators import Choice, LowRank, Operator
+from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
 from seng.factors import Factor
 from seng.refreshing.forms import CAPTURED, LOW_RANK, ROWS, form_of, framed, parts_in_form, pooled, received, specs_of
-from seng.types import Choice, LayerIO
+from seng.types import LayerIO
 
 EXACT = 1e-12  # float64: products in another order
 OPTIONS = Options()
@@ -40,7 +42,7 @@ def linear() -> tuple[Block, dict[int, LayerIO]]:
 
 
 def plainly(block: Block, own: dict[int, LayerIO]) -> Factor:
-    choice = Choice("operator")
+    choice = Choice(Operator())
     parts = parts_in_form(block, own, CAPTURED, choice, torch.Generator())
     return factor_of(block, parts, choice, Pool(5), OPTIONS, 0)[0]
 
@@ -49,7 +51,7 @@ def plainly(block: Block, own: dict[int, LayerIO]) -> Factor:
 @pytest.mark.parametrize("form", [CAPTURED, ROWS])
 def test_form_keeps_the_factor(make: Callable[[], tuple[Block, dict[int, LayerIO]]], form: str) -> None:
     block, own = make()
-    choice = Choice("operator")
+    choice = Choice(Operator())
     parts = parts_in_form(block, own, form, choice, torch.Generator())
     announced = framed(block, {k: frame_of(io) for k, io in own.items()}, form, choice)
     tensors = [t for io, _ in parts for t in tensors_of(io)]
@@ -62,7 +64,7 @@ def test_form_keeps_the_factor(make: Callable[[], tuple[Block, dict[int, LayerIO
 
 def test_low_rank_form_at_full_rank_keeps_the_factor() -> None:
     block, own = conv()
-    choice = Choice("implicit", rank=3, sketch_size=100)  # no product of a sample has a rank above d_out = 3
+    choice = Choice(LowRank(3, rows=100))  # no product of a sample has a rank above d_out = 3
     parts = parts_in_form(block, own, LOW_RANK, choice, torch.Generator().manual_seed(0))
     announced = framed(block, {k: frame_of(io) for k, io in own.items()}, LOW_RANK, choice)
     tensors = [t for io, _ in parts for t in tensors_of(io)]
@@ -76,12 +78,12 @@ def test_low_rank_form_at_full_rank_keeps_the_factor() -> None:
 @pytest.mark.parametrize(
     ("make", "choice", "positions", "expected"),
     [
-        (conv, Choice("operator"), "sum", ROWS),  # 21 parameters, 18 positions of 9 numbers
-        (linear, Choice("operator"), "sum", CAPTURED),
-        (conv, Choice("implicit", rank=1), "sum", LOW_RANK),
-        (conv, Choice("paper-code", rank=1, implicit=True), "sum", LOW_RANK),
-        (conv, Choice("paper-code", rank=1), "sum", ROWS),
-        (conv, Choice("operator"), "expand", CAPTURED),
+        (conv, Choice(Operator()), "sum", ROWS),  # 21 parameters, 18 positions of 9 numbers
+        (linear, Choice(Operator()), "sum", CAPTURED),
+        (conv, Choice(LowRank(1)), "sum", LOW_RANK),
+        (conv, Choice(ReleasedLowRank(1)), "sum", LOW_RANK),
+        (conv, Choice(ReleasedRows()), "sum", ROWS),
+        (conv, Choice(Operator()), "expand", CAPTURED),
     ],
 )
 def test_form_is_the_one_with_the_fewest_bytes(
@@ -107,14 +109,14 @@ class Tied(nn.Module):
 def test_pooled_samples_of_tied_layers_join_part_by_part() -> None:
     torch.manual_seed(0)
     block, own = captured(Tied(), torch.randint(6, (5, 3)))
-    assert form_of(block, [{k: frame_of(io) for k, io in own.items()}], Choice("operator"), "sum") == CAPTURED
-    whole = parts_in_form(block, own, CAPTURED, Choice("operator"), torch.Generator())
+    assert form_of(block, [{k: frame_of(io) for k, io in own.items()}], Choice(Operator()), "sum") == CAPTURED
+    whole = parts_in_form(block, own, CAPTURED, Choice(Operator()), torch.Generator())
     first_alone = whole[:1]  # a rank that used the table alone
     parts = pooled(block, [whole, (), first_alone])
-    u = factor_of(block, parts, Choice("operator"), Pool(10), OPTIONS, 0)[0].to_dense()
+    u = factor_of(block, parts, Choice(Operator()), Pool(10), OPTIONS, 0)[0].to_dense()
     scale = 10**0.5
     expected = [
-        factor_of(block, own_parts, Choice("operator"), Pool(1), OPTIONS, 0)[0].to_dense() * scale
+        factor_of(block, own_parts, Choice(Operator()), Pool(1), OPTIONS, 0)[0].to_dense() * scale
         for own_parts in (whole, first_alone)
     ]
     torch.testing.assert_close(u, torch.cat(expected, 1), rtol=EXACT, atol=EXACT)

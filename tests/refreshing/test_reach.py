@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from seng import DenseThenSparse, Options
+from seng import DenseThenSparse, Local, LowRank, Options
 from seng.curvature import Curvature
 from seng.distributed import Strategy
 from seng.factors import Explicit
@@ -86,7 +86,8 @@ def test_spent_curvature_has_no_holders() -> None:
     [
         ({"damping": 0.3}, "damping"),
         ({"include": [torch.nn.Linear]}, "include"),
-        ({"wire_dtype": "bfloat16"}, "wire_dtype"),
+        ({"estimator": LowRank(8)}, "estimator"),
+        ({"distributed": Local("bfloat16")}, "distributed"),
     ],
 )
 def test_facts_differ_where_options_do(changes: dict[str, Any], name: str) -> None:

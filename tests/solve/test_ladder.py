@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seng.solve import CholeskyState, EigenState, FactorisationError, SolveState, init
-from seng.solve.ladder import JITTERS
+from seng.solve import CholeskyState, DirectState, EigenState, FactorisationError, SolveState
+from seng.solve.cholesky import JITTERS
 
 DAMPING = 1e-7  # far below the jitters, so that each of them decides
 SOLVED = 1e-3  # relative error of a float32 solve; the jitter itself is at most 1e-4
@@ -18,8 +18,8 @@ def indefinite(lowest: float, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor([lowest, 1.5 - lowest, 1.5], dtype=dtype).diag()
 
 
-def climb(gram: Tensor, cholesky: bool = True) -> tuple[SolveState, int]:
-    return init(gram, torch.tensor(DAMPING, dtype=gram.dtype), cholesky=cholesky)
+def climb(gram: Tensor, solver: type[SolveState] = CholeskyState) -> tuple[SolveState, int]:
+    return solver.factorise(gram, torch.tensor(DAMPING, dtype=gram.dtype))
 
 
 def fail_cholesky(monkeypatch: pytest.MonkeyPatch, *dtypes: torch.dtype) -> None:
@@ -85,42 +85,44 @@ def test_eigenvalue_rung_holds_an_indefinite_matrix(dtype: torch.dtype, rungs: i
 @pytest.mark.parametrize("nan", [True, False])
 def test_last_rung_is_eigenvalues_in_float64(monkeypatch: pytest.MonkeyPatch, nan: bool) -> None:
     fail_eigen(monkeypatch, torch.float32, nan=nan)
-    state, failed = climb(indefinite(0.5), cholesky=False)
+    state, failed = climb(indefinite(0.5), EigenState)
     assert isinstance(state, EigenState)
     assert failed == 1
     assert state.values.dtype == torch.float32
     torch.testing.assert_close(state.values, torch.tensor([0.5, 1.0, 1.5]), rtol=SOLVED, atol=0)
 
 
-@pytest.mark.parametrize("cholesky", [True, False])
-def test_above_the_last_rung_is_an_error(monkeypatch: pytest.MonkeyPatch, cholesky: bool) -> None:
+@pytest.mark.parametrize("solver", [CholeskyState, EigenState])
+def test_above_the_last_rung_is_an_error(monkeypatch: pytest.MonkeyPatch, solver: type[SolveState]) -> None:
     fail_cholesky(monkeypatch, torch.float32, torch.float64)
     fail_eigen(monkeypatch, torch.float32, torch.float64)
     with pytest.raises(FactorisationError, match="no factorisation of the Gram matrix converged"):
-        climb(indefinite(0.5), cholesky)
+        climb(indefinite(0.5), solver)
 
 
-@pytest.mark.parametrize("cholesky", [True, False])
+@pytest.mark.parametrize("solver", [CholeskyState, EigenState])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_gram_that_is_not_finite_is_refused(bad: float, cholesky: bool) -> None:
+def test_gram_that_is_not_finite_is_refused(bad: float, solver: type[SolveState]) -> None:
     gram = torch.eye(4)
     gram[1, 1] = bad
     with pytest.raises(FactorisationError, match="not finite"):
-        climb(gram, cholesky)
+        climb(gram, solver)
 
 
-@pytest.mark.parametrize("cholesky", [True, False])
-def test_nan_beside_the_diagonal_is_refused(cholesky: bool) -> None:
+@pytest.mark.parametrize("solver", [CholeskyState, EigenState])
+def test_nan_beside_the_diagonal_is_refused(solver: type[SolveState]) -> None:
     gram = torch.eye(4)
     gram[1, 0] = gram[0, 1] = float("nan")
     with pytest.raises(FactorisationError, match="Gram matrix"):
-        climb(gram, cholesky)
+        climb(gram, solver)
 
 
-@pytest.mark.parametrize("how", [{"cholesky": True}, {"cholesky": True, "once": True}])
-def test_eigenvalues_asked_for_later_climb_the_ladder(monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]) -> None:
+@pytest.mark.parametrize("solver", [CholeskyState, DirectState])
+def test_eigenvalues_asked_for_later_climb_the_ladder(
+    monkeypatch: pytest.MonkeyPatch, solver: type[SolveState]
+) -> None:
     gram = indefinite(0.5)
-    state, _ = init(gram, torch.tensor(0.1), **how)  # type: ignore[arg-type]
+    state, _ = solver.factorise(gram, torch.tensor(0.1))
     expected = state.coefficients(torch.ones(3), torch.tensor(0.2), 0.5)
     fail_eigen(monkeypatch, torch.float32)
     got = state.coefficients(torch.ones(3), torch.tensor(0.2), 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..distribution import Distributed
 from ..errors import OptionError, choose
 from .auto import Auto
 from .base import Batch, Strategy, Updates
@@ -36,22 +37,21 @@ __all__ = [
 STRATEGIES: dict[str, type[Strategy]] = {"none": Strategy, "local": Local, "global": Global, "sharded": Sharded}
 
 
-def strategy_for(name: object, call: str, wire_dtype: str | None = None, cut_among: int = 1) -> Strategy:
-    """Return the named strategy, or "auto": over several ranks the cheapest, else "none".
+def strategy_for(asked: Distributed, call: str, cut_among: int = 1) -> Strategy:
+    """Return the strategy asked for, or "auto": over several ranks the cheapest, else "none".
 
     It stands for the ranks that there are now; ``Strategy.current`` tells whether they still are the same.
 
     Args:
-        name: As asked for.
+        asked: What the option says.
         call: What errors name.
-        wire_dtype: Name of the dtype on the wire.
         cut_among: Number of ranks that the model's parameters are cut among.
 
     Raises:
         OptionError: No strategy has that name, torch.distributed does not run, or ranks that share a model are to keep
             to themselves.
     """
-    automatic = Auto if several_ranks() else Strategy
+    name, automatic = asked.name, Auto if several_ranks() else Strategy
     kind = choose({"auto": automatic, **STRATEGIES}, name, call=call, option="distributed")
     if kind is not Strategy and not running():
         raise OptionError(
@@ -63,15 +63,16 @@ def strategy_for(name: object, call: str, wire_dtype: str | None = None, cut_amo
             call, f"distributed={name!r} cannot serve a model sharded over {cut_among} ranks",
             expected="a strategy of several ranks", got=name, fix="Leave distributed at 'auto'",
         )  # fmt: skip
-    return kind(None if wire_dtype is None else getattr(torch, wire_dtype))
+    return kind(None if asked.wire_dtype is None else getattr(torch, asked.wire_dtype))
 
 
-def strategy_so_far(name: object, call: str, wire_dtype: str | None = None, cut_among: int = 1) -> Strategy:
+def strategy_so_far(asked: Distributed, call: str, cut_among: int = 1) -> Strategy:
     """Return the same, or "none" in place of a strategy whose process group may still come."""
-    require_strategy(name, call)
-    return strategy_for(name if running() or name == "auto" else "none", call, wire_dtype, cut_among)
+    require_strategy(asked, call)
+    now = asked if running() or asked.name == "auto" else Distributed("none", asked.wire_dtype)
+    return strategy_for(now, call, cut_among)
 
 
-def require_strategy(name: object, call: str) -> None:
+def require_strategy(asked: Distributed, call: str) -> None:
     """Raise OptionError where no strategy has that name."""
-    choose({"auto": Auto, **STRATEGIES}, name, call=call, option="distributed")
+    choose({"auto": Auto, **STRATEGIES}, asked.name, call=call, option="distributed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,10 +22,16 @@ class Factor(ABC):
 
     Laws every subclass obeys, against ``to_dense()``: ``gram()`` = U^T U, ``mv(v)`` = U^T v,
     ``add_rmv_(v, c, beta)`` leaves beta v + U c in v. Sketched subclasses obey them up to their sketch, in
-    ``gram`` and ``mv`` alike.
+    ``gram`` and ``mv`` alike. A new subclass is one file: factors are saved and loaded by the name of their class.
     """
 
+    TYPES: ClassVar[dict[str, type[Factor]]] = {}
+
     shapes: tuple[tuple[int, ...], ...]  # canonical (rows, columns) of each parameter's gradient
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        Factor.TYPES[cls.__name__] = cls
 
     @property
     def frozen_damping(self) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..types import Grads
+from ..types import Grads, Product
 from .base import Factor
+from .explicit import Explicit
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,12 @@ class Combined(Factor):
                 x.mul_(beta)
         for term, slots in zip(self.terms, self.slots, strict=True):
             term.add_rmv_(tuple(v[k] for k in slots), c)
+
+
+def beside_bias(io: Product, weight: Factor, scale: float, dtype: torch.dtype) -> Factor:
+    """Return U of a layer from that of its weight: its bias, if it has one, is written out beside it."""
+    if not io.bias:
+        return weight
+    rows = io.g.sum(3, dtype=dtype).transpose(0, 1).reshape(io.n, -1) * scale
+    bias = Explicit((rows,), (io.shapes[1],))
+    return Combined((weight, bias), ((0,), (1,)), io.shapes)

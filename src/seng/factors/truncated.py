@@ -10,7 +10,7 @@ from ..linalg.gram import SCRATCH
 from .base import Factor
 from .explicit import Explicit
 
-TOLERANCE = 1e-3  # eigenvalues below this multiple of the damping are dropped: relative error of a direction <= it
+TOLERANCE = 1e-3  # by default
 
 
 def truncate(
@@ -18,10 +18,11 @@ def truncate(
     damping: Tensor,
     limit: int | None = None,
     spectrum: tuple[Float[Tensor, " n"], Float[Tensor, "n n"]] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> tuple[Explicit, Float[Tensor, " k"]]:
-    """Keep the eigendirections of F with eigenvalue above TOLERANCE * damping: U ~ [p, k], k columns.
+    """Keep the eigendirections of F with eigenvalue above tolerance * damping: U ~ [p, k], k columns.
 
-    The dropped part changes (F + damping I)^-power by at most TOLERANCE, relatively. The columns that remain are
+    The dropped part changes (F + damping I)^-power by at most the tolerance, relatively. The columns that remain are
     orthogonal: their Gram matrix is the diagonal of the eigenvalues returned.
 
     Args:
@@ -29,11 +30,12 @@ def truncate(
         damping: The damping the curvature will be used with, > 0, 0-d.
         limit: Largest k, the leading ones are kept.
         spectrum: Eigenvalues and eigenvectors of the Gram matrix, ascending, where they are known.
+        tolerance: Multiple of the damping, >= 0.
 
     Cost: n^3 + n p k multiply-adds. Memory: p k.
     """
     values, vectors = torch.linalg.eigh(factor.gram()) if spectrum is None else spectrum
-    first = int((values <= TOLERANCE * damping).sum())
+    first = int((values <= tolerance * damping).sum())
     first = min(max(first, len(values) - (limit or len(values))), len(values) - 1)
     return combine(factor, vectors[:, first:]), values[first:].clamp(min=0)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..solve import FactorisationError
-from ..solve.ladder import JITTERS
+from ..solve.cholesky import JITTERS
 from .rows import Rows
 
 STRIP = 192  # columns of K at a time: what is computed above the diagonal against the speed of a product

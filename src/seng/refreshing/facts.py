@@ -6,6 +6,8 @@ from dataclasses import fields
 from hashlib import blake2b
 
 from ..config import Options
+from ..distribution import Distributed
+from ..estimators import Estimator
 
 
 class Facts:
@@ -34,5 +36,5 @@ def told(value: object) -> str:
         return value.__qualname__
     if isinstance(value, list | tuple | set | frozenset):
         return str([told(item) for item in value])
-    plain = value is None or isinstance(value, str | int | float | bool)
+    plain = value is None or isinstance(value, str | int | float | bool | Estimator | Distributed)
     return repr(value) if plain else type(value).__qualname__

@@ -15,16 +15,12 @@ from ..blocks import Block
 from ..curvature import BlockParts, in_place
 from ..distributed.parcels import DTYPES, KINDS, Frame, frame_of, io_of, silent, tensors_of
 from ..distributed.wire import Spec, parcel_bytes
+from ..estimators import Choice
 from ..factors import explicit, low_rank
-from ..types import Choice, LayerIO, Product, Rows, join_batches
+from ..types import LayerIO, Product, Rows, join_batches
 
 CAPTURED, ROWS, LOW_RANK = "captured", "rows", "low-rank"
 Framed = list[tuple[tuple[int, ...], Frame]]  # positions of a part's parameters in the block, and its frame
-
-
-def is_low_rank(choice: Choice) -> bool:
-    """Return whether products are kept by a few terms a sample: the paper's large layers."""
-    return choice.estimator == "implicit" or (choice.estimator == "paper-code" and choice.implicit)
 
 
 def form_of(block: Block, frames: Sequence[Mapping[int, Frame]], choice: Choice, positions: str) -> str:
@@ -35,7 +31,7 @@ def form_of(block: Block, frames: Sequence[Mapping[int, Frame]], choice: Choice,
     (member, _), *_ = kinds
     if len(block.members[member][1]) < len(block.parameters):
         return CAPTURED
-    other = LOW_RANK if is_low_rank(choice) else ROWS
+    other = ROWS if choice.form.wire_rank is None else LOW_RANK
 
     often, shapes = Counter(map(id, frames)), {id(own): own for own in frames}
 
@@ -54,10 +50,10 @@ def framed(block: Block, own: Mapping[int, Frame], form: str, choice: Choice) ->
     found: Framed = []
     for k, frame in own.items():
         slots, rows = block.members[k][1], Frame(KINDS.index("rows"), frame.n, 1, 1, right=dtype)
-        if form == ROWS:
+        if form == ROWS or choice.form.wire_rank is None:
             found.append((slots, rows))
             continue
-        rank = min(choice.rank, frame.s, frame.d_in, frame.d_out)
+        rank = min(choice.form.wire_rank, frame.s, frame.d_in, frame.d_out)
         found.append((slots[:1], replace(frame, s=rank, extra=0, left=dtype, right=dtype)))
         found += [(slots[1:], rows)] if frame.extra else []
     return found
@@ -73,10 +69,10 @@ def parts_in_form(
     for k, io in own.items():
         slots = block.members[k][1]
         assert isinstance(io, Product)
-        if form == ROWS:
+        if form == ROWS or choice.form.wire_rank is None:
             found.append((Rows(explicit(io, 1.0, block.compute_dtype).parts), slots))
             continue
-        low = low_rank(io, choice.rank, 1.0, block.compute_dtype, generator)
+        low = low_rank(io, choice.form.wire_rank, 1.0, block.compute_dtype, generator)
         found.append((Product(low.a.mT, low.g.mT), slots[:1]))
         if io.bias:
             bias = io.g.sum(3, dtype=block.compute_dtype).transpose(0, 1).reshape(io.n, -1)

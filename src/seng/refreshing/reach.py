@@ -85,6 +85,6 @@ class Reach:
             dampings = dampings[dampings > 0]
             if len(dampings):
                 mean = float(dampings.mean())
-                pace = 1 / (1 + mean) if options.estimator == "paper-code" else mean**-options.power
+                pace = options.estimator.passthrough_scale(mean, options.power)
                 paces.append(pace if options.trust is None else min(1.0, pace))
         return sum(paces) / len(paces) if paces else None

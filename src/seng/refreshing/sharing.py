@@ -17,12 +17,13 @@ from ..distributed import Load, Plan, Strategy, cheapest, strategy_for
 from ..distributed.parcels import KINDS, NUMBERS, Frame, frame_of, shape_only, tensors_of
 from ..distributed.wire import parcel_bytes
 from ..errors import MemoryBudgetError
+from ..estimators import Choice
 from ..gradient_check import COLUMNS
-from ..planner import Size, choose_all
+from ..planner import choose_all
+from ..sizes import Size
 from ..sketch import generator_for
-from ..solve import vector_size
-from ..types import Choice, LayerIO
-from .forms import LOW_RANK, form_of, framed, is_low_rank, parts_in_form, pooled, received, rounded, specs_of, widths
+from ..types import LayerIO
+from .forms import LOW_RANK, form_of, framed, parts_in_form, pooled, received, rounded, specs_of, widths
 from .moving import Move, Place, move_one
 
 Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
@@ -140,9 +141,9 @@ class Sharing:
             OptionError: The strategy needs ranks, and there are none.
         """
         options, before = self.options, self.strategy
-        if before.current(options.distributed):
+        if before.current(options.distributed.name):
             return False
-        asked = strategy_for(options.distributed, call, options.wire_dtype, self._layout.cut_among)
+        asked = strategy_for(options.distributed, call, self._layout.cut_among)
         asked.given_rates = before.given_rates
         self.resume(self.place())
         before.close()
@@ -211,13 +212,13 @@ class Sharing:
         """
         interval, budget = self.options.interval_at(step), self.options.memory_budget
         columns = {name: own.factor.n for name, own in held.items() if own.factor is not None and self.options.ema > 0}
-        key = (census, frozenset(short), interval, columns)
+        key = (census, frozenset(short), interval, self.options.serves_once(step), columns)
         if self._planned_for == key:
             return
         found = {}
         for strategy in able:
             counted = census if strategy.pooled else census.without(short)
-            found[strategy.name] = strategy, self.propose(strategy, counted, interval, columns)
+            found[strategy.name] = strategy, self.propose(strategy, counted, step, columns)
         best = next(iter(found.values()))[1].plan
         if len(found) > 1:
             best = cheapest([proposal.plan for _, proposal in found.values()], self.strategy.rates, budget)
@@ -228,22 +229,23 @@ class Sharing:
         self._require_room(best.held[self.strategy.rank])
 
     def propose(
-        self, strategy: Strategy, census: Census, interval: int, columns: Mapping[str, int] | None = None
+        self, strategy: Strategy, census: Census, step: int, columns: Mapping[str, int] | None = None
     ) -> Proposal:
         """Return what a strategy would do. Pure.
 
         Args:
             strategy: The strategy.
             census: What every rank captured.
-            interval: Steps between refreshes.
+            step: The step.
             columns: Columns of held factors that new ones are merged with.
 
         Raises:
             MemoryBudgetError: Even the smallest forms need more than the budget.
         """
-        choices = self._choose(census, interval, strategy)
+        choices = self._choose(census, step, strategy)
         loads = self._loads(census, choices, columns or {}, strategy)
-        plan = strategy.arrange(loads, interval, self.overhead(strategy), self.options.memory_budget)
+        interval, budget = self.options.interval_at(step), self.options.memory_budget
+        plan = strategy.arrange(loads, interval, self.overhead(strategy), budget)
         return Proposal(choices, loads, plan)
 
     def _require_room(self, held: int) -> None:
@@ -254,16 +256,16 @@ class Sharing:
                 fix="Raise memory_budget, use more ranks, a smaller batch or exclude the largest layers",
             )  # fmt: skip
 
-    def _choose(self, census: Census, interval: int, strategy: Strategy) -> dict[str, Choice]:
+    def _choose(self, census: Census, step: int, strategy: Strategy) -> dict[str, Choice]:
         options, sizes = self.options, {}
         for name, block in self._layout.blocks.items():
             frames = _joined(census.of(name), strategy.pooled)
             if frames:
                 ios = [shape_only(frame, widths(block, block.members[k][1])) for k, frame in sorted(frames.items())]
-                sizes[name] = Size.of_block(ios, options, block.compute_dtype.itemsize)
+                sizes[name] = Size.of_block(ios, block.compute_dtype.itemsize, options.expanded)
         if options.memory_budget is not None and strategy.pooled:  # each rank holds its share
             options = options.with_(memory_budget=options.memory_budget * strategy.world)
-        return choose_all(sizes, options, interval, "step()", self.reweighted) if sizes else {}
+        return choose_all(sizes, options, step, "step()", self.reweighted) if sizes else {}
 
     def _loads(
         self, census: Census, choices: Mapping[str, Choice], columns: Mapping[str, int], strategy: Strategy
@@ -294,9 +296,9 @@ class Sharing:
         nbytes = {key: parcel_bytes(specs_of(block, own)) for key, own in sent.items()}
         counts = tuple(max((frame.n for frame in own.values()), default=0) for own in frames)
         n, dtype = sum(counts), block.compute_dtype
-        if choice.estimator == "rows" and not any(_is_lookup(own) for own in frames):
-            n = min(n, sum(p.numel() for p in block.parameters))
-        message = HEAD + n + vector_size(choice.solver, n + merged)
+        if not any(_is_lookup(own) for own in frames):
+            n = choice.form.columns(n, sum(p.numel() for p in block.parameters))
+        message = HEAD + n + choice.solver.vector_size(n + merged)
         return replace(
             travelling,
             refresh_flops=choice.refresh_flops,
@@ -312,7 +314,7 @@ class Sharing:
 
     def _form(self, block: Block, frames: list[dict[int, Frame]], choice: Choice, strategy: Strategy) -> str:
         form = form_of(block, frames, choice, self.options.positions)
-        return LOW_RANK if is_low_rank(choice) and not strategy.pooled and form != "captured" else form
+        return LOW_RANK if choice.form.wire_rank is not None and not strategy.pooled and form != "captured" else form
 
     def overhead(self, strategy: Strategy) -> int:
         """Bytes of every refresh beside samples: the census, the gradient check and the table of mean eigenvalues."""

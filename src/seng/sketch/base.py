@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,14 +16,40 @@ class Sketch(ABC):
     """A drawn sketch S of shape [q, d].
 
     Laws every subclass obeys: linear; E[S^T S] = I over draws; the draw depends on its generator and
-    scores alone; q >= d gives the identity (drawn by the table's functions, not by the class).
+    scores alone; q >= d gives the identity (drawn by the table's functions, not by the class). Sketches are saved and
+    loaded by the name of their class.
     """
 
+    TYPES: ClassVar[dict[str, type[Sketch]]] = {}
     size: int
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        Sketch.TYPES[cls.__name__] = cls
 
     @abstractmethod
     def __call__(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch q"]:
         """Apply S along the last axis."""
+
+
+Draw = Callable[[int, int, torch.Generator, Tensor], Sketch]
+S = TypeVar("S", bound=Sketch)
+
+
+@dataclass(frozen=True)
+class Heavy(Generic[S]):
+    """A function of the table whose sketches keep as many numbers as to count in plans.
+
+    Args:
+        draw: (coordinates d, rows q, generator, squared row norms of U [d]) -> S.
+        numbers: (d, q) -> how many numbers S keeps.
+    """
+
+    draw: Callable[[int, int, torch.Generator, Tensor], S]
+    numbers: Callable[[int, int], int]
+
+    def __call__(self, d: int, q: int, generator: torch.Generator, scores: Tensor) -> S:
+        return self.draw(d, q, generator, scores)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Sketch
+from .base import Heavy, Sketch
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Dense(Sketch):
         return x @ self.matrix.to(x).T
 
 
+@partial(Heavy, numbers=lambda d, q: d * q)
 def gaussian(d: int, q: int, generator: torch.Generator, scores: Tensor) -> Dense:
     """Draw S with independent N(0, 1/q) entries.
 

@@ -1,20 +1,15 @@
-"""Solve states: what is kept of K between refreshes, and the coefficients it gives.
+"""Solvers: what is kept of K between refreshes, and the coefficients it gives. One file a solver, a class each.
 
-``init(gram, damping, cholesky=...)`` returns a state; ``coefficients(state, y, damping, power)`` returns z with
+``CholeskyState.factorise(gram, damping)`` returns a state; ``coefficients(state, y, damping, power)`` returns z with
 damping^power (F + damping I)^-power g = g + U z for y = U^T g.
 """
 
 from .cholesky import CholeskyState
 from .direct import DirectState, coefficients_together
 from .eigen import EigenState
-from .ladder import init
 from .state import FactorisationError, LinAlgError, SolveState, coefficients, spectrum
-from .vectors import from_vector, to_vector, vector_size
-
-SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, DirectState, EigenState)}
 
 __all__ = [
-    "SOLVE_TYPES",
     "CholeskyState",
     "DirectState",
     "EigenState",
@@ -23,9 +18,5 @@ __all__ = [
     "SolveState",
     "coefficients",
     "coefficients_together",
-    "from_vector",
-    "init",
     "spectrum",
-    "to_vector",
-    "vector_size",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg import krylov_coefficients
+from ..linalg import krylov_coefficients, pack_triangle, unpack_triangle
 from .eigen import EigenState, eigen
 from .state import LinAlgError, SolveState
 
@@ -24,7 +25,15 @@ class DirectState(SolveState):
         gram: K, [n, n].
     """
 
+    name: ClassVar[str] = "direct"
+    flops: ClassVar[float] = 2 / 3
+
     gram: Float[Tensor, "n n"]
+
+    @classmethod
+    def factorise(cls, gram: Float[Tensor, "n n"], damping: Tensor) -> tuple[SolveState, int]:
+        """Keep K and factorise nothing."""
+        return cls(gram), 0
 
     def coefficients(
         self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
@@ -46,6 +55,13 @@ class DirectState(SolveState):
 
     def spectrum(self) -> Float[Tensor, " n"]:
         return self.to_eigen().values
+
+    def to_vector(self) -> Float[Tensor, " m"]:
+        return pack_triangle(self.gram)
+
+    @classmethod
+    def from_vector(cls, vector: Float[Tensor, " m"], n: int, damping: Tensor) -> DirectState:
+        return cls(unpack_triangle(vector, n, symmetric=True))
 
     def to_eigen(self) -> EigenState:
         """Return the eigenvalues of K. Cost: n^3."""

@@ -7,21 +7,23 @@ that a new line is tested the day it is written; run them on a layer, sketch or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..factors import build_factor
-from ..planner import CANDIDATES
+from ..estimators import ESTIMATORS, Estimator, Form
+from ..sizes import Size
 from ..sketch import Identity, draw
-from ..types import Choice, LayerIO, Lookup, Product, Rows, parameters_of
+from ..types import LayerIO, Lookup, Product, Rows
 from .agreement import EXACT, check_direction, check_rows, relative_error
 from .cases import LAYER_CASES
 
 DRAWS = 2000  # of a sketch, for its mean
 STANDARD_ERRORS = 3.0  # by which a mean over draws may be off
+FULL_ROWS = 64  # at least the parameters of every layer used here
 FULL_RANK = 16  # at least the positions, or a side, of every layer used here: nothing is lost
 
 
@@ -114,35 +116,42 @@ def _require_mean(draws: Tensor, expected: Tensor, name: str) -> None:
     _require(off <= STANDARD_ERRORS * error, "check_sketch", message)
 
 
-def check_estimator(name: str, *, tolerance: float = EXACT, **options: Any) -> None:
-    """Assert the laws of an estimator option, a key of ``seng.planner.CANDIDATES``, where nothing is lost.
+def check_estimator(estimator: str | Estimator, *, tolerance: float = EXACT, **options: Any) -> None:
+    """Assert the laws of an estimator where nothing is lost.
 
-    At full sketch size and rank each of its factors has F = U U^T, obeys the laws of ``seng.factors.Factor``, and
-    gives the oracle's direction on a model with layers of every form.
+    At full rank and with as many rows as parameters each of its forms has F = U U^T, obeys the laws of
+    ``seng.factors.Factor``, and gives the oracle's direction on a model with layers of every kind.
 
     Args:
-        name: The option.
+        estimator: The estimator, or a name in ``seng.estimators.ESTIMATORS`` for one that loses nothing.
         tolerance: Largest relative error of a direction; an estimator that drops small eigenvalues states its own.
         **options: As for ``seng.Preconditioner``.
 
     Raises:
         AssertionError: A law is broken.
     """
-    for form, io in product(CANDIDATES[name], _captured(torch.Generator().manual_seed(0))):
-        _check_factor(form, io)
+    full = _full(estimator) if isinstance(estimator, str) else estimator
+    for io in _captured(torch.Generator().manual_seed(0)):
+        for form in full.forms(Size.of(io)):
+            _check_factor(form, io)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, ids = _EveryForm().double(), torch.randint(5, (6, 3))
         weights = torch.randn(6, 2, dtype=torch.float64)
-    full = {"sketch_size": model.sketch_size, "rank": FULL_RANK, "estimator": name}
-    check_direction(model, lambda: (model(ids).tanh() * weights).sum() / 6, 6, tolerance=tolerance, **full, **options)
+    loss = lambda: (model(ids).tanh() * weights).sum() / 6  # noqa: E731
+    check_direction(model, loss, 6, tolerance=tolerance, estimator=full, **options)
 
 
-def _check_factor(form: str, io: LayerIO) -> None:
+def _full(name: str) -> Estimator:
+    kind = ESTIMATORS[name]
+    taken = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # of a dataclass
+    return kind(**{key: value for key, value in {"rows": FULL_ROWS, "rank": FULL_RANK}.items() if key in taken})
+
+
+def _check_factor(form: Form, io: LayerIO) -> None:
     u = _columns(io)
-    choice = Choice(form, rank=FULL_RANK, sketch_size=parameters_of(io))
-    factor = build_factor(io, choice, 2.0, torch.float64, torch.Generator().manual_seed(0))
-    dense, call = factor.to_dense(), f"check_estimator: {form} of {type(io).__name__}"
+    factor = form.build(io, 2.0, torch.float64, torch.Generator().manual_seed(0))
+    dense, call = factor.to_dense(), f"check_estimator: {form.name} of {type(io).__name__}"
     generator = torch.Generator().manual_seed(1)
     v = tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in io.shapes)
     c = torch.randn(factor.n, generator=generator, dtype=torch.float64)
@@ -192,8 +201,6 @@ def _columns(io: LayerIO) -> Tensor:
 
 class _EveryForm(nn.Module):
     """A small model with a lookup, products with one and many positions and groups, and rows; six samples."""
-
-    sketch_size = 64  # parameters of its largest layer, and more
 
     def __init__(self):
         super().__init__()

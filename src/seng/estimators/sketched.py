@@ -1,0 +1,55 @@
+"""Per-sample gradients written out, with a sketched least squares problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..factors import Factor, explicit, sketch_rows
+from ..sizes import Size
+from ..sketch import numbers_kept
+from ..types import LayerIO, Lookup
+from .base import MEMORY_BOUND, ROWS, Cost, Form
+
+
+@dataclass(frozen=True)
+class Sketched(Form):
+    """Sketch the flattened per-sample gradients to q rows: K = (Omega U)^T (Omega U), while U c stays exact.
+
+    Embeddings are kept exactly.
+
+    Args:
+        sketch: Name in ``seng.sketch.SKETCHES``: "uniform", "row_norm", "gaussian" or "sparse_sign".
+        rows: q, >= 1.
+        tolerance: As for ``seng.Exact``.
+
+    Raises:
+        OptionError: An argument is out of range.
+
+    Cost: n s d_in d_out + n^2 q multiply-adds a refresh; memory n (p + q).
+    Source: PAPER section 2.
+    """
+
+    name: ClassVar[str] = "sketched-rows"
+    kinds: ClassVar[tuple[str, ...]] = ("product", "rows")
+    draws: ClassVar[bool] = True
+
+    sketch: str = "uniform"
+    rows: int = ROWS
+    tolerance: float = 0.0
+
+    def cost(self, size: Size) -> Cost:
+        q = min(self.rows, size.p)
+        form = size.c * size.n * size.s * size.d_in * size.d_out
+        return Cost(
+            size.n * (size.p + q) + numbers_kept(self.sketch, size.p, q),
+            2.0 * form + 2.0 * size.n * size.n * q,
+            MEMORY_BOUND * 2.0 * size.n * (size.p + q),
+            size.n,
+        )
+
+    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+        assert not isinstance(io, Lookup)  # no kind of this form
+        return sketch_rows(explicit(io, scale, dtype), self.sketch, self.rows, generator)
