@@ -40,7 +40,7 @@ from seng import (
     plan,
     verify,
 )
-from seng.config import ARGUMENTS, CHOICES, PRESETS, OptionKeywords
+from seng.config import ARGUMENTS, HINTS, PRESETS, OptionKeywords
 from seng.distributed import STRATEGIES
 from seng.errors import ModelError, OptionError
 from seng.estimators import ESTIMATORS, Estimator
@@ -341,18 +341,11 @@ def test_keywords_are_the_options() -> None:
     assert list(OptionKeywords.__annotations__) == [field.name for field in fields(Options)]
 
 
-@pytest.mark.parametrize("option", CHOICES)
-def test_keywords_admit_the_choices_of_an_option(option: str) -> None:
-    hint = typing.get_type_hints(OptionKeywords)[option]
-    assert typing.get_args(hint) == CHOICES[option]
-
-
 def test_keywords_admit_the_names_of_the_tables() -> None:
-    hints = typing.get_type_hints(OptionKeywords)
     for option, names in (("estimator", set(ESTIMATORS)), ("distributed", {"auto", *STRATEGIES})):
-        literals = [hint for hint in typing.get_args(hints[option]) if typing.get_origin(hint) is typing.Literal]
+        literals = [hint for hint in typing.get_args(HINTS[option]) if typing.get_origin(hint) is typing.Literal]
         assert {name for literal in literals for name in typing.get_args(literal)} == names
-    assert set(PRESETS) <= {name for hint in typing.get_args(hints["preset"]) for name in typing.get_args(hint)}
+    assert set(PRESETS) <= {name for hint in typing.get_args(HINTS["preset"]) for name in typing.get_args(hint)}
 
 
 @pytest.mark.parametrize("call", CALLABLES)

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from inspect import Parameter, signature
-from typing import Any, Literal, Protocol, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from .checks import is_count, is_number, plain, require_count, require_number
 from .distribution import Distributed
@@ -17,14 +18,6 @@ from .estimators import ESTIMATORS, Auto, Estimator, require_argument
 from .schedules import Schedule, value_at
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "damping_mode": ("relative", "absolute"),
-    "scale": ("auto", "gradient", "natural"),
-    "curvature_batch": ("previous", "current"),
-    "positions": ("sum", "expand"),
-    "loss_reduction": ("mean", "sum"),
-}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -38,14 +31,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 Selector = str | type[nn.Module]
-
-
-class GradScaler(Protocol):
-    """What knows the scale of a loss: ``torch.amp.GradScaler``."""
-
-    def get_scale(self) -> float:
-        """Return the scale."""
-        ...
 
 
 class OptionKeywords(TypedDict, total=False):
@@ -71,6 +56,10 @@ class OptionKeywords(TypedDict, total=False):
     gradient_check: bool
     preset: Literal["paper"] | None
     seed: int
+
+
+HINTS = get_type_hints(OptionKeywords)
+CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}
 
 
 @dataclass(frozen=True)
@@ -301,9 +290,8 @@ def shows_options(function: F) -> F:
     """Name the options in the signature of a function that takes them as keywords, for ``help`` and notebooks."""
     whole = signature(function)
     own = [parameter for parameter in whole.parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD]
-    hints = {name: getattr(hint, "__forward_arg__", hint) for name, hint in OptionKeywords.__annotations__.items()}
     named = [
-        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=HINTS[field.name])
         for field in fields(Options)
     ]
     function.__signature__ = whole.replace(parameters=[*own, *named])  # type: ignore[attr-defined]

@@ -1,0 +1,56 @@
+"""An estimator of a third party, with a way of its own to keep U: one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from seng.estimators import Cost, Form
+from seng.factors import Factor, explicit
+from seng.sizes import Size
+from seng.types import Grads, LayerIO, Lookup
+
+
+@dataclass(frozen=True)
+class Matrix(Factor):
+    """U [p, n] as one matrix."""
+
+    u: Tensor
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def n(self) -> int:
+        return self.u.shape[1]
+
+    def tile(self, slot: int, start: int, stop: int) -> Tensor:
+        rows, columns = self.shapes[slot]
+        first = sum(r * c for r, c in self.shapes[:slot])
+        return self.u[first : first + rows * columns].T.reshape(self.n, rows, columns)[:, start:stop]
+
+    def mv(self, v: Grads) -> Tensor:
+        return self.u.T @ torch.cat([x.reshape(-1) for x in v])
+
+    def add_rmv_(self, v: Grads, c: Tensor, beta: float = 1.0) -> None:
+        for x, own in zip(v, (self.u @ c).split([r * k for r, k in self.shapes]), strict=True):
+            x.mul_(beta).add_(own.view_as(x))
+
+
+@dataclass(frozen=True)
+class Columns(Form):
+    """Write the per-sample gradients out, columns first."""
+
+    name: ClassVar[str] = "columns"
+    kinds: ClassVar[tuple[str, ...]] = ("product", "rows")
+
+    def cost(self, size: Size) -> Cost:
+        n, p = size.n, size.p
+        form = size.c * n * size.s * size.d_in * size.d_out
+        return Cost(n * p, 2.0 * form + 2.0 * n * n * p, 4.0 * n * p, n)
+
+    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+        assert not isinstance(io, Lookup)  # no kind of this form
+        rows = explicit(io, scale, dtype)
+        return Matrix(torch.cat(rows.parts, 1).T.contiguous(), rows.shapes)
