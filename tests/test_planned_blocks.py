@@ -39,6 +39,14 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         lambda: nn.Linear(12, 12), lambda: torch.randn(16, 40, 12),
         {"estimator": "explicit", "sketch": "gaussian", "sketch_size": 64},
     ),
+    "gaussian in double precision": (
+        lambda: nn.Linear(12, 12).double(), lambda: torch.randn(16, 40, 12, dtype=torch.float64),
+        {"estimator": "explicit", "sketch": "gaussian", "sketch_size": 64},
+    ),
+    "sparse signs": (
+        lambda: nn.Linear(12, 12), lambda: torch.randn(16, 40, 12),
+        {"estimator": "explicit", "sketch": "sparse_sign", "sketch_size": 64},
+    ),
     "two-sided gaussian": (
         lambda: nn.Linear(40, 30, bias=False), lambda: torch.randn(16, 20, 40),
         {"estimator": "implicit", "sketch": "gaussian", "sketch_size": 8, "rank": 4},

@@ -10,7 +10,7 @@ import torch
 
 from ..factors import Factor, beside_bias, low_rank, sketch_sides
 from ..sizes import Size
-from ..sketch import numbers_kept
+from ..sketch import sketch_bytes
 from ..types import LayerIO, Product
 from .base import ROWS, Cost, Form
 
@@ -55,7 +55,7 @@ class LowRank(Form):
         r, q = min(self.rank, size.s), self.rows
         sampled, both = min(q, size.d_in) + min(q, size.d_out), size.d_in + size.d_out
         reduction = 0.0 if r == size.s else 4.0 * size.n * size.s * both * (r + 4)
-        drawn = sum(numbers_kept(self.sketch, d, q) for d in (size.d_in, size.d_out))
+        drawn = sum(sketch_bytes(self.sketch, d, q) for d in (size.d_in, size.d_out)) / size.itemsize
         bias = size.n * (size.p - size.c * size.d_in * size.d_out)
         return Cost(
             size.c * size.n * r * (both + sampled) + bias + drawn,

@@ -9,7 +9,7 @@ import torch
 
 from ..factors import Factor, explicit, sketch_rows
 from ..sizes import Size
-from ..sketch import numbers_kept
+from ..sketch import sketch_bytes
 from ..types import LayerIO, Lookup
 from .base import MEMORY_BOUND, ROWS, Cost, Form
 
@@ -44,7 +44,7 @@ class Sketched(Form):
         q = min(self.rows, size.p)
         form = size.c * size.n * size.s * size.d_in * size.d_out
         return Cost(
-            size.n * (size.p + q) + numbers_kept(self.sketch, size.p, q),
+            size.n * (size.p + q) + sketch_bytes(self.sketch, size.p, q) / size.itemsize,
             2.0 * form + 2.0 * size.n * size.n * q,
             MEMORY_BOUND * 2.0 * size.n * (size.p + q),
             size.n,

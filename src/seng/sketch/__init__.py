@@ -12,7 +12,7 @@ from .sparse_sign import SparseSign, sparse_sign
 from .uniform import uniform
 
 __all__ = ["SKETCHES", "Dense", "Heavy", "Identity", "Sampling", "Sketch", "SparseSign", "draw", "generator_for",
-           "numbers_kept"]  # fmt: skip
+           "sketch_bytes"]  # fmt: skip
 
 # (coordinates d, rows q, generator, squared row norms of U [d]) -> S
 SKETCHES: dict[str, Draw] = {
@@ -29,7 +29,7 @@ def draw(name: str, q: int, generator: torch.Generator, scores: Tensor) -> Sketc
     return Identity(d) if q >= d else SKETCHES[name](d, q, generator, scores)
 
 
-def numbers_kept(name: str, d: int, q: int) -> int:
-    """Return how many numbers the named sketch keeps; few ones, such as one for each row, are not counted."""
+def sketch_bytes(name: str, d: int, q: int) -> int:
+    """Return what the named sketch takes; little, such as a number for each row, is not counted."""
     how = SKETCHES[name]
-    return how.numbers(d, q) if q < d and isinstance(how, Heavy) else 0
+    return how.nbytes(d, q) if q < d and isinstance(how, Heavy) else 0

@@ -38,15 +38,15 @@ S = TypeVar("S", bound=Sketch)
 
 @dataclass(frozen=True)
 class Heavy(Generic[S]):
-    """A function of the table whose sketches keep as many numbers as to count in plans.
+    """A function of the table whose sketches take so much memory that plans have to count it.
 
     Args:
         draw: (coordinates d, rows q, generator, squared row norms of U [d]) -> S.
-        numbers: (d, q) -> how many numbers S keeps.
+        nbytes: (d, q) -> bytes of S.
     """
 
     draw: Callable[[int, int, torch.Generator, Tensor], S]
-    numbers: Callable[[int, int], int]
+    nbytes: Callable[[int, int], int]
 
     def __call__(self, d: int, q: int, generator: torch.Generator, scores: Tensor) -> S:
         return self.draw(d, q, generator, scores)

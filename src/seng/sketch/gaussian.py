@@ -26,7 +26,7 @@ class Dense(Sketch):
         return x @ self.matrix.to(x).T
 
 
-@partial(Heavy, numbers=lambda d, q: d * q)
+@partial(Heavy, nbytes=lambda d, q: 4 * d * q)
 def gaussian(d: int, q: int, generator: torch.Generator, scores: Tensor) -> Dense:
     """Draw S with independent N(0, 1/q) entries.
 

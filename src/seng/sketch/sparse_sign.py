@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .base import Sketch
+from .base import Heavy, Sketch
 
 NONZEROS = 8  # a column; more changes little (Tropp et al. 2019)
 
@@ -35,6 +36,7 @@ class SparseSign(Sketch):
         return out / len(self.bucket) ** 0.5
 
 
+@partial(Heavy, nbytes=lambda d, q: 9 * d * min(NONZEROS, q))  # a row as int64 and a sign as int8
 def sparse_sign(d: int, q: int, generator: torch.Generator, scores: Tensor) -> SparseSign:
     """Draw k = min(8, q) signs a column, each in its own band of rows so that they never collide.
 
