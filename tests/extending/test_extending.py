@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -18,12 +19,15 @@ from seng import SENG, LowRank, Preconditioner, Sketched
 from seng.errors import OptionError
 from seng.estimators import ESTIMATORS, Estimator
 from seng.sketch import SKETCHES
+from seng.solve import SolveState
 from seng.testing import check_estimator, check_sketch
 
 from ..runs import backward, batch, perceptron
 from .columns import Columns
 from .srht import srht
 
+# applications, whose settings are text, and an engine with options of its own
+APART = {"apps", "cli", "func", "recipes", "report", "science", "theory", "train"}
 ROUNDING = 1e-11  # float64, for two ways to the same sums
 
 
@@ -132,3 +136,21 @@ def test_option_takes_two_lines(tmp_path: Path) -> None:
     command, path = [sys.executable, "-c", USE], {"PYTHONPATH": str(tmp_path)}
     run = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True)
     assert run.stdout.split() == [b"shines"], run.stderr.decode()
+
+
+def compared(path: Path) -> set[str]:
+    """Return the strings that a file compares something with."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Compare):
+            parts = [inner for side in (node.left, *node.comparators) for inner in ast.walk(side)]
+            found |= {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+    return found
+
+
+def test_nothing_is_compared_with_the_name_of_an_estimator_sketch_or_solver() -> None:
+    forms = {"operator", "sketched-rows", "implicit", "truncated", "paper-code"}
+    solvers = {kind.name for kind in SolveState.TYPES.values() if kind.__module__.startswith("seng.")}
+    names = (forms | set(ESTIMATORS) | set(SKETCHES) | solvers) - {"auto"}  # which other options have, too
+    files = [path for path in Path(seng.__file__).parent.rglob("*.py") if not APART & set(path.parts)]
+    assert {str(path): found for path in files if (found := compared(path) & names)} == {}
