@@ -25,35 +25,28 @@ from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
 from .errors import OrderError, RankError
 from .events import Events, listed
 from .factors import Kronecker
-from .gradients import (
-    all_finite,
-    block_gradients,
-    cuts,
-    densify,
-    passing,
-    present,
-    square,
-    squared,
-    targets,
-    whole_gradients,
-    write_back,
-)
+from .gradients import BlockGradients, Gradients, all_finite, collect, square
 from .hooks import recorders
 from .planner import require_known
-from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections, go_on
+from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, go_on
 from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
-from .wrappers import unwrap
+from .wrappers import Cut, unwrap
 
 
 @dataclass
-class Ready:
-    """What a step works on: gradients, their squares, what the hooks captured for a refresh, and what is solved."""
+class StepInputs:
+    """What a step works on.
 
-    grads: dict[str, Grads]
-    squares: dict[str, Tensor]
-    taken: Taken
+    Args:
+        gradients: Those in ``.grad``.
+        taken: What the hooks captured for a refresh.
+        solved: By block, what was solved while the ranks agreed.
+    """
+
+    gradients: Gradients = field(default_factory=Gradients)
+    taken: Taken = field(default_factory=Taken)
     solved: dict[str, tuple[Use, Tensor]] = field(default_factory=dict)
 
 
@@ -213,47 +206,45 @@ class Preconditioner:
             RankError: Another rank raised an error, is gone, or has other options.
         """
         self.join_ranks("step()")
-        ready, agreed = self.strategy.together(partial(self._prepare, spoiled))
+        strategy = self._sharing.strategy
+        inputs, agreed = strategy.together(partial(self._prepare, spoiled))
         if self._reach.known and not self._refresh_due():  # meanwhile the ranks agree
-            self._solve_ahead(ready)
+            self._solve_ahead(inputs)
         if not agreed():
             return self.skip(spoiled or "a gradient is not finite")
-        if not self._reach.known and not self._go_on(ready.taken.samples):
+        if not self._reach.known and not self._go_on(inputs.taken.samples):
             return self.skip("curvature is made anew, and the batch was not captured for it")
-        due = self._refresh_due()
-        refresh = self._begin_refresh(ready) if due else NoRefresh()
-        if refresh.fresh:
+        refresh = self._begin_refresh(inputs) if self._refresh_due() else None
+        fresh = refresh is not None and refresh.fresh
+        if refresh and fresh:
             refresh.shared()
             refresh.at_once()
-        travelling = {name: own for name, own in present(self._layout).items() if name not in self._thin}
-        updates, done = self.strategy.updates(travelling, cuts(self._layout)), set()
+        updates, done = self._sharing.strategy.updates(*self._travelling(inputs.gradients)), set()
         for name, block in self._layout.blocks.items():
-            if refresh.fresh:
+            if refresh and fresh:
                 refresh.block(name)
-            if name in ready.grads:
-                written = self._precondition(block, ready, updates, refresh.fresh)
-            else:
-                written = name in self._reweighted and self._reweight(block)
+            written = self._write(block, inputs, updates, fresh)
             done |= {name} if written else set()
             updates.ready(name, written)
-            refresh.block(name)
-        if refresh.fresh:
+            if refresh and not fresh:
+                refresh.block(name)
+        if refresh and fresh:
             refresh.finish()
-        self._share(updates, ready, done)
-        if not refresh.fresh:
+        self._share(updates, inputs.gradients, done)
+        if refresh and not fresh:
             refresh.finish()
-        self._last_refresh = self._step if refresh.taken else self._last_refresh
+        self._last_refresh = self._step if refresh else self._last_refresh
         self._step += 1
         self._capture.armed = self._refresh_due()
         return True
 
-    def _begin_refresh(self, ready: Ready) -> NoRefresh:
+    def _begin_refresh(self, inputs: StepInputs) -> Refresh | None:
         """Leave out samples that do not add up to the gradients, and agree with the other ranks on the rest."""
-        taken = ready.taken
+        taken = inputs.taken
         for name in self._samples.settle(taken, self.strategy, self.options):
             self._curvature.pop(name, None)
             self._reach.forget(name)
-        idle = taken.samples == 0 and not any(bool(square) for square in ready.squares.values())
+        idle = taken.samples == 0 and not any(bool(own.square) for own in inputs.gradients.blocks.values())
         return self._refreshes.begin(taken.members, taken.samples, self._step, self._samples.refused, idle)
 
     def join_ranks(self, call: str) -> None:
@@ -293,40 +284,53 @@ class Preconditioner:
             self._last_refresh, self._capture.armed = -1, True
         return kept or captured
 
-    def _share(self, updates: Updates, ready: Ready, done: set[str]) -> None:
+    def _travelling(self, gradients: Gradients) -> tuple[dict[str, list[Tensor]], dict[str, list[Cut]]]:
+        """Return the gradients whose directions other ranks are to hear of, and how they are cut."""
+        own = {name: each.present for name, each in gradients.blocks.items() if name not in self._thin}
+        return own, gradients.cuts(self._layout)
+
+    def _share(self, updates: Updates, gradients: Gradients, done: set[str]) -> None:
         """Combine the ranks' directions, and scale what no curvature of any rank reaches."""
         holders = self._reach.holders()
         updates.finish(holders)
-        self._thin.finish(ready.grads, holders, self.strategy)
-        if self.strategy.world > 1:
+        self._thin.finish(gradients.blocks, holders, self._sharing.strategy)
+        if self._sharing.strategy.world > 1:
             done = {name for name, count in holders.items() if count}
-        self._pass_through(done)
+        self._pass_through(gradients, done)
         self._reach.spent = self.options.serves_once(self._step)
 
-    def _solve_ahead(self, ready: Ready) -> None:
+    def _solve_ahead(self, inputs: StepInputs) -> None:
         """Solve with curvature that stays, and write nothing yet."""
-        for name, grads in ready.grads.items():
+        for name, own in inputs.gradients.blocks.items():
             curvature = self._curvature.get(name)
             if curvature is not None and curvature.factor is not None and not self._layout.blocks[name].cuts:
-                seen = project(curvature, curvature.factor, grads, ready.squares[name], None)
-                ready.solved[name] = self._solve(curvature, seen)
+                seen = project(curvature, curvature.factor, own.values, own.square, None)
+                inputs.solved[name] = self._solve(curvature, seen)
 
-    def _precondition(self, block: Block, ready: Ready, updates: Updates, fresh: bool) -> bool:
+    def _write(self, block: Block, inputs: StepInputs, updates: Updates, fresh: bool) -> bool:
+        """Write a block's direction into ``.grad``; False where no curvature reaches it."""
+        own = inputs.gradients.blocks.get(block.name)
+        if own is None:
+            return block.name in self._reweighted and self._reweight(block)
+        return self._precondition(block, own, inputs, updates, fresh)
+
+    def _precondition(
+        self, block: Block, own: BlockGradients, inputs: StepInputs, updates: Updates, fresh: bool
+    ) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
         name, curvature = block.name, self._curvature.get(block.name)
-        grads = ready.grads[name] if name in self._thin else ready.grads.pop(name)
         taken = updates.take(name) if block.cuts else ()
         if curvature is None or curvature.factor is None:
             return False
-        factor, held = curvature.factor, targets(block)
+        factor = curvature.factor
         if block.cuts:
-            held, grads = whole_gradients(block, taken)
-            ready.squares[name] = squared(grads)
-        if name not in ready.solved:
+            own = own.whole(block, taken)
+        grads = own.values
+        if name not in inputs.solved:
             draw = (self.options.seed, self._step, name) if fresh else None
-            seen = project(curvature, factor, grads, ready.squares[name], draw)
-            ready.solved[name] = self._solve(curvature, seen)
-        z, multiplier = self._take_note(name, curvature, *ready.solved.pop(name))
+            seen = project(curvature, factor, grads, own.square, draw)
+            inputs.solved[name] = self._solve(curvature, seen)
+        z, multiplier = self._take_note(name, curvature, *inputs.solved.pop(name))
         sketched = self.options.trust is not None and is_sketched(curvature)
         if name in self._thin:
             if sketched:
@@ -340,7 +344,7 @@ class Preconditioner:
                 x.mul_(multiplier)
         if not sketched:
             factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
-        write_back(held, grads)
+        own.write_back()
         return True
 
     def _form(self, curvature: Curvature, grads: Grads, z: Tensor, multiplier: Tensor) -> Tensor:
@@ -383,10 +387,10 @@ class Preconditioner:
             self._curvature[name] = replace(curvature, factor=None, row_solution=None)
         return use.z, multiplier
 
-    def _pass_through(self, done: set[str]) -> None:
+    def _pass_through(self, gradients: Gradients, done: set[str]) -> None:
         """Scale what no curvature reaches down to the pace of the rest; up only where no trust cap is asked for."""
-        rest = [g for name, own in present(self._layout).items() if name not in done for g in own]
-        unreached = [*passing(self._layout), *rest]
+        rest = [x for name, own in gradients.blocks.items() if name not in done for x in own.present]
+        unreached = [*gradients.passing, *rest]
         pace = self._reach.pace(self.options, self._step) if unreached and self.options.natural else None
         if pace is not None and pace != 1:  # None: all gradients were zero
             for gradient in unreached:
@@ -397,26 +401,27 @@ class Preconditioner:
     def _refresh_due(self) -> bool:
         return self._last_refresh < 0 or self._step - self._last_refresh >= self.options.interval_at(self._step)
 
-    def _prepare(self, spoiled: str | None) -> tuple[Ready, Batch]:
+    def _prepare(self, spoiled: str | None) -> tuple[StepInputs, Batch]:
         """Return what this rank brings to a step; all that can fail on one rank alone fails here."""
         if spoiled is not None:
-            return Ready({}, {}, Taken()), Batch(torch.tensor(False), dict)
+            return StepInputs(), Batch(torch.tensor(False), dict)
         self.options.require_schedules(self._step)
         due = self._capture.armed or self._refresh_due()
         if due:
             self._follow_model("step()")
         self._follow_dtype()
-        grads = self._gradients()
-        taken = self._samples.take(grads, due, self.options, self._step, self.strategy)
-        self._restore_gradients(grads, taken.layers)
-        squares = {name: squared(own) for name, own in grads.items()}
-        good = all_finite([*squares.values(), *self._loose_squares(taken.layers)])
+        gradients = self._gradients()
+        taken = Taken()
+        if due:
+            taken = self._samples.take(gradients, self.options, self._step, self.strategy)
+            self._restore_gradients(gradients, taken.layers)
+        good = all_finite([*gradients.squares(), *self._withheld_squares(taken.layers)])
         taken.layers.clear()  # a block's samples die with its refresh
-        return Ready(grads, squares, taken), Batch(good, self._told)
+        return StepInputs(gradients, taken), Batch(good, partial(self._told, len(gradients.blocks)))
 
-    def _told(self) -> dict[str, str]:
+    def _told(self, count: int) -> dict[str, str]:
         """Return what must be alike on all ranks."""
-        position = {"gradients": len(present(self._layout)), "state_loaded": not self._reach.known}
+        position = {"gradients": count, "state_loaded": not self._reach.known}
         return self._facts.at(self.options, self._step, **position)
 
     def _warn_unsupported(self, layout: Layout) -> None:
@@ -434,30 +439,30 @@ class Preconditioner:
 
     # -- gradients ----------------------------------------------------------------------------------------------
 
-    def _gradients(self) -> dict[str, Grads]:
-        found = present(self._layout) or passing(self._layout)
-        if not found and not (self._reweighted and self._capture.holds_records):
+    def _gradients(self) -> Gradients:
+        found = collect(self._layout)
+        if not (found.blocks or found.passing or (self._reweighted and self._capture.holds_records)):
             self._layout.require_current("step()")
             raise OrderError(
                 "step()", "no gradients", expected=".grad on the model's parameters", got=None,
                 fix="Call loss.backward() before step()",
             )  # fmt: skip
-        densify(self._layout)
-        return block_gradients(self._layout)
+        return found
 
-    def _restore_gradients(self, grads: dict[str, Grads], layers: Mapping[str, LayerIO]) -> None:
+    def _restore_gradients(self, gradients: Gradients, layers: Mapping[str, LayerIO]) -> None:
         """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
-        for name in self._reweighted & grads.keys() & layers.keys():
-            block, io = self._layout.blocks[name], layers[name]
+        for name in self._reweighted & gradients.blocks.keys() & layers.keys():
+            block, io, own = self._layout.blocks[name], layers[name], gradients.blocks[name]
             factor = as_captured(block, block_io(block, layers), 1.0, block.compute_dtype)
-            factor.add_rmv_(grads[name], grads[name][0].new_ones(io.n))
-            for parameter, x in zip(block.parameters, grads[name], strict=True):
+            factor.add_rmv_(own.values, own.values[0].new_ones(io.n))
+            for parameter, x in zip(block.parameters, own.values, strict=True):
                 parameter.grad = x.view_as(parameter).to(parameter.dtype)
+            gradients.blocks[name] = BlockGradients.of(block, [p.grad for p in block.parameters])
 
-    def _loose_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
-        """Return the squares of gradients outside ``grads``: passing through, or still to be summed."""
+    def _withheld_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
+        """Return the squares of what gradients are still to be summed from."""
         withheld = [layers[name] for name in sorted(self._reweighted & layers.keys())]
-        return [square(x) for x in (*passing(self._layout), *(io.g for io in withheld if isinstance(io, Product)))]
+        return [square(io.g) for io in withheld if isinstance(io, Product)]
 
     # -- reports ------------------------------------------------------------------------------------------------
 
@@ -507,8 +512,8 @@ class Preconditioner:
         """Return whether there is nothing to do: no curvature, nothing captured, and gradients that are all zero."""
         if self._step > 0 or self._last_refresh >= 0 or self._capture.holds_records:
             return False
-        grads = [g for own in present(self._layout).values() for g in own] + passing(self._layout)
-        return bool(grads) and not any(bool(square(g)) for g in grads)
+        squares = collect(self._layout).squares()
+        return bool(squares) and not any(map(bool, squares))
 
     def skip(self, reason: str) -> bool:
         """Count a step that was not taken, and forget its captured batch. Returns False."""

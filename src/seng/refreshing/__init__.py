@@ -3,7 +3,7 @@
 from .facts import Facts
 from .moving import Move, Place, move
 from .reach import Reach
-from .refresh import NoRefresh, Refresh, Refreshes
+from .refresh import Refresh, Refreshes
 from .resuming import go_on
 from .sharing import Members, Sharing
 from .thin import Carriers, ThinCorrections
@@ -13,7 +13,6 @@ __all__ = [
     "Facts",
     "Members",
     "Move",
-    "NoRefresh",
     "Place",
     "Reach",
     "Refresh",
