@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -91,13 +91,10 @@ class _FusedWhereRight(Optimizer):
                 group["fused"] = True
 
     def _fusable(self, group: dict[str, Any]) -> bool:
-        return all(p.grad is None or self._fits(p, p.grad) for p in group["params"])
-
-    def _fits(self, p: Tensor, grad: Tensor) -> bool:
-        held = (x for x in self.state.get(p, {}).values() if isinstance(x, Tensor))
-        return (
-            _dense(p) and _aligned(p, grad) and all(_aligned(p, x) if x.dim() else x.device == p.device for x in held)
-        )
+        for p in group["params"]:
+            if p.grad is not None and not _alike(p, p.grad, self.state.get(p, {}).values()):
+                return False
+        return True
 
 
 class FusedSGD(_FusedWhereRight, SGD):
@@ -108,31 +105,37 @@ class FusedSGD(_FusedWhereRight, SGD):
     """
 
     def _fusable(self, group: dict[str, Any]) -> bool:
-        used = [p for p in group["params"] if p.grad is not None]
-        begun = {self.state.get(p, {}).get("momentum_buffer") is not None for p in used}
+        begun = set()
+        for p in group["params"]:
+            if p.grad is not None:
+                begun.add(self.state.get(p, {}).get("momentum_buffer") is not None)
+                if not p.is_cuda and p.dtype not in FULL_PRECISION:
+                    return False
         return len(begun) < 2 and super()._fusable(group)
-
-    def _fits(self, p: Tensor, grad: Tensor) -> bool:
-        return (p.is_cuda or p.dtype in FULL_PRECISION) and super()._fits(p, grad)
 
 
 class FusedAdamW(_FusedWhereRight, AdamW):
     """torch's AdamW, fused where that is right."""
 
 
-def _dense(p: Tensor) -> bool:
-    """Return whether the parameter fills its memory, by rows or with its channels last."""
+def _alike(p: Tensor, grad: Tensor, held: Iterable[Any]) -> bool:
+    """Return whether gradient and state lie in memory as the parameter does, and that fills its memory."""
     last = CHANNELS_LAST.get(p.dim())
-    return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
-
-
-def _aligned(p: Tensor, x: Tensor) -> bool:
-    """Return whether a tensor lies in memory as the parameter does."""
-    if x.layout is not torch.strided or x.shape != p.shape or x.dtype != p.dtype:
+    if not p.is_contiguous() and (last is None or not p.is_contiguous(memory_format=last)):
         return False
-    return x.stride() == p.stride() or all(
-        a == b for size, a, b in zip(p.shape, p.stride(), x.stride(), strict=True) if size > 1
-    )
+    for x in (grad, *held):
+        if not isinstance(x, Tensor):
+            continue
+        if x is not grad and x.dim() == 0:  # such as the number of steps
+            if x.device != p.device:
+                return False
+        elif x.layout is not torch.strided or x.shape != p.shape or x.dtype != p.dtype:
+            return False
+        elif x.stride() != p.stride():
+            axes = zip(p.shape, p.stride(), x.stride(), strict=True)
+            if any(a != b for size, a, b in axes if size > 1):
+                return False
+    return True
 
 
 def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:

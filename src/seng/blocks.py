@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ class Block:
             == [(entry.module, entry.wanted) for entry, _ in other.members]
         )
 
-    @property
+    @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """How each parameter is cut among the ranks; empty where every rank has all of them."""
         return tuple(cut for p in self.parameters if (cut := cut_of(p)) is not None)

@@ -205,7 +205,7 @@ class Capture:
         handles = [entry.module.register_forward_hook(after, with_kwargs=True, prepend=True)]
         if entry.name in self._withheld:
             before = Hook(partial(self._withhold, entry), self)
-            restore = Hook(partial(self._restore, entry.name), self)
+            restore = Hook(partial(self._restore, entry.name))
             handles += [
                 entry.module.register_forward_pre_hook(before),
                 entry.module.register_forward_hook(restore, always_call=True),
@@ -242,7 +242,7 @@ class Capture:
     # -- forward --------------------------------------------------------------------------------------------------
 
     def _note_given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.armed or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
         shapes = _shapes((args, kwargs))
         given = [shape[0] for shape in shapes]
@@ -251,12 +251,11 @@ class Capture:
         self._call = Call(given, shapes[0][1] if shapes and len(shapes[0]) > 1 else None)
 
     def _note_returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.armed and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             self._call.returned = [shape[0] for shape in _shapes(output)]
 
-    # the test of `armed` is all that a compiled graph keeps of an idle hook
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self.armed or exporting():
+        if exporting():
             return None
         if torch.compiler.is_compiling() and name not in self._withheld:
             return self._tap(name, module, args[0] if args else kwargs["input"], output)
@@ -344,7 +343,7 @@ class Capture:
     def _withhold(self, entry: Watched, module: nn.Module, args: Any) -> None:
         """Let a module compute with parameters that require no gradient, for the time of its call."""
         dual = torch.autograd.forward_ad._current_level >= 0
-        if module is entry.module and self.armed and torch.is_grad_enabled() and not dual and not transformed():
+        if module is entry.module and torch.is_grad_enabled() and not dual and not transformed():
             held = (module._parameters.get(key) for key in entry.wanted)
             own = [p for p in held if isinstance(p, nn.Parameter) and p.requires_grad]  # no tensors of functional_call
             self._held_back[entry.name] = own

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import cached_property
 from math import inf
 from numbers import Integral, Real
 from typing import Any
@@ -201,7 +202,12 @@ class Options:
         self.interval_at(step, call)
         self.interval_at(step + 1, call)
 
-    @property
+    @cached_property
+    def scheduled(self) -> bool:
+        """Whether an option follows a schedule."""
+        return callable(self.damping) or callable(self.refresh_every)
+
+    @cached_property
     def natural(self) -> bool:
         """Whether directions carry the scale of (F + lambda I)^-power g."""
         return self.scale == "natural" or (self.scale == "auto" and self.power < 1)

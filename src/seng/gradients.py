@@ -77,9 +77,11 @@ class Gradients:
     blocks: dict[str, BlockGradients] = field(default_factory=dict)
     passing: list[Tensor] = field(default_factory=list)
 
-    def squares(self) -> list[Tensor]:
-        """Return the square of each, 0-d."""
-        return [*(own.square for own in self.blocks.values()), *map(square, self.passing)]
+    def finite(self, others: Sequence[Tensor] = ()) -> Tensor:
+        """Return a 0-d bool: no gradient, and none of the other 0-d tensors, is NaN or inf."""
+        first, *rest = *(own.square for own in self.blocks.values()), *map(square, self.passing), *others
+        rest = [x if x.dtype is first.dtype and x.device == first.device else x.to(first) for x in rest]
+        return torch.stack([first, *rest]).sum().isfinite()
 
     def cuts(self, layout: Layout) -> dict[str, list[Cut]]:
         """Return how the gradients present are cut among the ranks; empty where they are whole."""
@@ -97,7 +99,9 @@ def collect(layout: Layout) -> Gradients:
     """
     blocks = {}
     for name, block in layout.blocks.items():
-        held = [None if p.grad is None else _dense(p) for p in block.parameters]
+        held = [p.grad for p in block.parameters]
+        if any(x is not None and (type(x) is not Tensor or x.layout is not torch.strided) for x in held):
+            held = [None if p.grad is None else _dense(p) for p in block.parameters]
         if any(x is not None for x in held):
             blocks[name] = BlockGradients.of(block, held)
     return Gradients(blocks, [_dense(p) for p in layout.passing.values() if p.grad is not None])
@@ -116,10 +120,3 @@ def square(x: Tensor) -> Tensor:
     x = torch.view_as_real(x) if x.is_complex() else x
     flat = x.reshape(-1) if x.dtype in FULL_PRECISION else x.reshape(-1).float()
     return torch.dot(flat, flat)
-
-
-def all_finite(values: Sequence[Tensor]) -> Tensor:
-    """Return a 0-d bool: none of the 0-d tensors is NaN or inf."""
-    first = values[0]
-    alike = [x if x.dtype is first.dtype and x.device == first.device else x.to(first) for x in values]
-    return torch.stack(alike).sum().isfinite()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from inspect import signature
 from math import isfinite
 from typing import Any
@@ -101,6 +101,7 @@ class SENG(Optimizer):
         self.bases = bases
         self._share_groups()
         self._model, self._layout = model, self.preconditioner.layout
+        self._foreign = [base for base in bases if not rehearsable(base)]
         self._frozen = [p for p in model.parameters() if not p.requires_grad]
 
     @property
@@ -136,8 +137,6 @@ class SENG(Optimizer):
     def _warn_of_strays(self) -> None:
         """Name parameters that came to the model after creation and are in no group: nothing moves them."""
         layout = self.preconditioner.layout
-        if layout is self._layout:
-            return
         known = {p for group in self.param_groups for p in group["params"]} | set(self._layout.named().values())
         self._layout = layout
         if strays := [name for name, p in layout.named().items() if p not in known]:
@@ -161,21 +160,18 @@ class SENG(Optimizer):
                 loss = closure()
             if loss is not None and not isfinite(float(loss.detach() if isinstance(loss, Tensor) else loss)):
                 spoiled = "the loss is not finite"
-        with self._whole_or_not_at_all():
+        # bases of this library do not raise; only where there are others copies are made
+        with taken_back(self._foreign, self.preconditioner.mark()) if self._foreign else nullcontext():
             if (spoiled is None and self.preconditioner.idle()) or self.preconditioner.step(spoiled):
                 for base in self.bases:
                     base.step()
-        self._warn_of_strays()
+        if self.preconditioner.layout is not self._layout:
+            self._warn_of_strays()
         return loss
 
     def _not_in_groups(self) -> list[str]:
         held = {id(p) for group in self.param_groups for p in group["params"]}
         return [name for name, p in self.preconditioner.layout.named().items() if id(p) not in held]
-
-    def _whole_or_not_at_all(self) -> AbstractContextManager[None]:
-        """Take all back where a step raises. Bases of this library do not raise; only for others copies are made."""
-        strange = [base for base in self.bases if not rehearsable(base)]
-        return taken_back(strange, self.preconditioner.mark()) if strange else nullcontext()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and what was captured along with them."""

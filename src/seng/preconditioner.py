@@ -19,20 +19,20 @@ from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Capture
 from .config import Options
 from .curvature import Curvature, as_captured, block_io, converted
-from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
-from .direction import MeanProjection, Seen, direction, is_sketched, project, shortening
+from .diagnostics import Coverage, LayerStats, coverage, layer_stats
+from .direction import Direction, MeanProjection, direction, project, shortening
 from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
 from .errors import OrderError, RankError
 from .events import Events, listed
 from .factors import Kronecker
-from .gradients import BlockGradients, Gradients, all_finite, collect, square
+from .gradients import BlockGradients, Gradients, collect, square
 from .hooks import recorders
 from .planner import require_known
 from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, go_on
 from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
-from .wrappers import Cut, unwrap
+from .wrappers import unwrap
 
 
 @dataclass
@@ -42,12 +42,16 @@ class StepInputs:
     Args:
         gradients: Those in ``.grad``.
         taken: What the hooks captured for a refresh.
+        due: Whether the curvature is to be refreshed.
+        once: Whether curvature made now serves this step alone.
         solved: By block, what was solved while the ranks agreed.
     """
 
     gradients: Gradients = field(default_factory=Gradients)
     taken: Taken = field(default_factory=Taken)
-    solved: dict[str, tuple[Use, Tensor]] = field(default_factory=dict)
+    due: bool = False
+    once: bool = False
+    solved: dict[str, Direction] = field(default_factory=dict)
 
 
 class Preconditioner:
@@ -65,6 +69,9 @@ class Preconditioner:
             compiling.
         call: What errors name as the call at fault.
         **options: See ``seng.config.Options``.
+
+    Attributes:
+        layout: The model as it was last looked at; another object once it has changed.
 
     Raises:
         OptionError: An option is unknown or out of range.
@@ -94,14 +101,14 @@ class Preconditioner:
         self._capture = Capture(layout.watched, self._reweighted, self._model, _witnesses(layout, self._reweighted))
         weakref.finalize(self, self._capture.close)
         self._use(layout, chosen, strategy)
-        self._uses: dict[str, Use] = {}
+        self._uses: dict[str, Direction] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._step = 0
         self._last_refresh = -1
 
     def _use(self, layout: Layout, options: Options, strategy: Strategy) -> None:
         """Work with these blocks from now on."""
-        self._layout = layout
+        self.layout, self._options = layout, options
         self._sharing = Sharing(layout, options, strategy, self._reweighted)
         self._reach = Reach(list(layout.blocks))
         self._thin = ThinCorrections(layout)
@@ -116,12 +123,12 @@ class Preconditioner:
             ModelError, OptionError: Nothing is left to precondition, or a selector matches no module any more.
             OrderError: ``fully_shard`` has replaced the parameters.
         """
-        if self._layout.describes(self._model):
+        if self.layout.describes(self._model):
             return
-        self._layout.require_current(call)
-        if self._layout.sharded:  # fully_shard swaps parameters all the time
+        self.layout.require_current(call)
+        if self.layout.sharded:  # fully_shard swaps parameters all the time
             return
-        layout, old, curvature = lay_out(self._model, self.options, call), self._layout, self._curvature
+        layout, old, curvature = lay_out(self._model, self.options, call), self.layout, self._curvature
         kept = {name for name, block in layout.blocks.items() if block.same_as(old.blocks.get(name))}
         kept &= curvature.keys() if self.strategy.world == 1 else set()
         span = self.span
@@ -136,13 +143,12 @@ class Preconditioner:
         if kept != set(layout.blocks):
             self._last_refresh, self._capture.armed = -1, True  # what is new gets curvature once its samples are there
 
-    def _follow_dtype(self) -> None:
+    def _follow_dtype(self, dtypes: dict[str, torch.dtype]) -> None:
         """Convert held curvature where the model was moved to another dtype."""
-        before, self._dtypes = self._dtypes, {name: b.compute_dtype for name, b in self._layout.blocks.items()}
-        for name in self._curvature.keys() & self._dtypes.keys():
-            dtype = self._dtypes[name]
-            if before.get(name, dtype) != dtype:
-                self._curvature[name] = converted(self._curvature[name], dtype)
+        before, self._dtypes = self._dtypes, dtypes
+        for name in self._curvature.keys() & dtypes.keys():
+            if before.get(name, dtypes[name]) != dtypes[name]:
+                self._curvature[name] = converted(self._curvature[name], self.layout.blocks[name].compute_dtype)
 
     @property
     def span(self) -> Callable[[str], AbstractContextManager[Any]]:
@@ -156,25 +162,20 @@ class Preconditioner:
     @property
     def options(self) -> Options:
         """The options in force."""
-        return self._sharing.options
+        return self._options
 
     @options.setter
     def options(self, options: Options) -> None:
-        self._sharing.options = options
+        self._options = self._sharing.options = options
 
     @property
     def _curvature(self) -> dict[str, Curvature]:
         return self._refreshes.curvature
 
     @property
-    def layout(self) -> Layout:
-        """The model as it was last looked at; another object once it has changed."""
-        return self._layout
-
-    @property
     def blocks(self) -> dict[str, Block]:
         """What is preconditioned together, by name."""
-        return self._layout.blocks
+        return self.layout.blocks
 
     @property
     def strategy(self) -> Strategy:
@@ -208,31 +209,38 @@ class Preconditioner:
         self.join_ranks("step()")
         strategy = self._sharing.strategy
         inputs, agreed = strategy.together(partial(self._prepare, spoiled))
-        if self._reach.known and not self._refresh_due():  # meanwhile the ranks agree
+        if self._reach.known and not inputs.due:  # meanwhile the ranks agree
             self._solve_ahead(inputs)
         if not agreed():
             return self.skip(spoiled or "a gradient is not finite")
-        if not self._reach.known and not self._go_on(inputs.taken.samples):
+        if not self._reach.known and not self._go_on(inputs):
             return self.skip("curvature is made anew, and the batch was not captured for it")
-        refresh = self._begin_refresh(inputs) if self._refresh_due() else None
+        refresh = self._begin_refresh(inputs) if inputs.due else None
         fresh = refresh is not None and refresh.fresh
         if refresh and fresh:
             refresh.shared()
             refresh.at_once()
-        updates, done = self._sharing.strategy.updates(*self._travelling(inputs.gradients)), set()
-        for name, block in self._layout.blocks.items():
+        updates, done = self._updates(inputs.gradients) if strategy.several else None, set()
+        for name, block in self.layout.blocks.items():
             if refresh and fresh:
                 refresh.block(name)
-            written = self._write(block, inputs, updates, fresh)
+            if name in inputs.gradients.blocks:
+                written = self._write(block, inputs, updates, fresh)
+            else:
+                written = name in self._reweighted and self._reweight(block)
             done |= {name} if written else set()
-            updates.ready(name, written)
+            if updates:
+                updates.ready(name, written)
             if refresh and not fresh:
                 refresh.block(name)
         if refresh and fresh:
             refresh.finish()
-        self._share(updates, inputs.gradients, done)
+        if updates:
+            done = self._share(updates, inputs.gradients)
+        self._pass_through(inputs.gradients, done)
         if refresh and not fresh:
             refresh.finish()
+        self._reach.spent = inputs.once
         self._last_refresh = self._step if refresh else self._last_refresh
         self._step += 1
         self._capture.armed = self._refresh_due()
@@ -253,9 +261,11 @@ class Preconditioner:
         Raises:
             OptionError: The strategy needs ranks, and there are none.
         """
-        if self._sharing.settle(call):
+        sharing = self._sharing
+        if not sharing.strategy.current(sharing.options.distributed):
+            sharing.settle(call)
             self._reach.known = self._last_refresh < 0 and self._reach.known
-        self.strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
+        sharing.strategy.device = next(iter(self.layout.blocks.values())).parameters[0].device
 
     def meet(self, call: str, **facts: object) -> None:
         """Make sure that all ranks are at this call, and agree on what is held. A collective call.
@@ -272,77 +282,70 @@ class Preconditioner:
                 fix="Let all ranks take every step together",
             )  # fmt: skip
         if not self._reach.known:
-            self._go_on(0)
+            self._go_on(StepInputs())
 
-    def _go_on(self, samples: int) -> bool:
+    def _go_on(self, inputs: StepInputs) -> bool:
         """Go on with the curvature held where all ranks can, else have it made anew: False if that has to wait."""
-        kept, captured = go_on(self._refreshes, self._last_refresh, samples if self._capture.armed else -1)
+        samples = inputs.taken.samples if self._capture.armed else -1
+        kept, captured = go_on(self._refreshes, self._last_refresh, samples)
         self._reach.share(self.strategy)
         if not kept:
             if self._step:
                 self._events.count("remade_curvature", "the curvature held is not that of these ranks: it is made anew")
-            self._last_refresh, self._capture.armed = -1, True
+            self._last_refresh, self._capture.armed, inputs.due = -1, True, True
         return kept or captured
 
-    def _travelling(self, gradients: Gradients) -> tuple[dict[str, list[Tensor]], dict[str, list[Cut]]]:
-        """Return the gradients whose directions other ranks are to hear of, and how they are cut."""
+    def _updates(self, gradients: Gradients) -> Updates | None:
+        """Return the way of directions to the other ranks, where they travel."""
         own = {name: each.present for name, each in gradients.blocks.items() if name not in self._thin}
-        return own, gradients.cuts(self._layout)
+        return self.strategy.updates(own, gradients.cuts(self.layout))
 
-    def _share(self, updates: Updates, gradients: Gradients, done: set[str]) -> None:
-        """Combine the ranks' directions, and scale what no curvature of any rank reaches."""
+    def _share(self, updates: Updates, gradients: Gradients) -> set[str]:
+        """Combine the ranks' directions; return the blocks that curvature of some rank reaches."""
         holders = self._reach.holders()
         updates.finish(holders)
-        self._thin.finish(gradients.blocks, holders, self._sharing.strategy)
-        if self._sharing.strategy.world > 1:
-            done = {name for name, count in holders.items() if count}
-        self._pass_through(gradients, done)
-        self._reach.spent = self.options.serves_once(self._step)
+        self._thin.finish(gradients.blocks, holders, self.strategy)
+        return {name for name, count in holders.items() if count}
 
     def _solve_ahead(self, inputs: StepInputs) -> None:
         """Solve with curvature that stays, and write nothing yet."""
+        held, blocks, options = self._refreshes.curvature, self.layout.blocks, self._options
         for name, own in inputs.gradients.blocks.items():
-            curvature = self._curvature.get(name)
-            if curvature is not None and curvature.factor is not None and not self._layout.blocks[name].cuts:
+            curvature = held.get(name)
+            if curvature is not None and curvature.factor is not None and not blocks[name].cuts:
                 seen = project(curvature, curvature.factor, own.values, own.square, None)
-                inputs.solved[name] = self._solve(curvature, seen)
+                inputs.solved[name] = direction(curvature, seen, options, self._step, self._pooled_ranks)
 
-    def _write(self, block: Block, inputs: StepInputs, updates: Updates, fresh: bool) -> bool:
-        """Write a block's direction into ``.grad``; False where no curvature reaches it."""
-        own = inputs.gradients.blocks.get(block.name)
-        if own is None:
-            return block.name in self._reweighted and self._reweight(block)
-        return self._precondition(block, own, inputs, updates, fresh)
-
-    def _precondition(
-        self, block: Block, own: BlockGradients, inputs: StepInputs, updates: Updates, fresh: bool
-    ) -> bool:
+    def _write(self, block: Block, inputs: StepInputs, updates: Updates | None, fresh: bool) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
-        name, curvature = block.name, self._curvature.get(block.name)
-        taken = updates.take(name) if block.cuts else ()
+        name, own, curvature = (
+            block.name,
+            inputs.gradients.blocks[block.name],
+            self._refreshes.curvature.get(block.name),
+        )
+        if updates and block.cuts:
+            own = own.whole(block, updates.take(name))
         if curvature is None or curvature.factor is None:
             return False
-        factor = curvature.factor
-        if block.cuts:
-            own = own.whole(block, taken)
-        grads = own.values
-        if name not in inputs.solved:
-            draw = (self.options.seed, self._step, name) if fresh else None
+        solved, factor, grads = inputs.solved.pop(name, None), curvature.factor, own.values
+        if solved is None:
+            draw = (self._options.seed, self._step, name) if fresh else None
             seen = project(curvature, factor, grads, own.square, draw)
-            inputs.solved[name] = self._solve(curvature, seen)
-        z, multiplier = self._take_note(name, curvature, *inputs.solved.pop(name))
-        sketched = self.options.trust is not None and is_sketched(curvature)
-        if name in self._thin:
-            if sketched:
+            solved = direction(curvature, seen, self._options, self._step, self._pooled_ranks)
+        self._uses[name], z, multiplier = solved, solved.z, solved.multiplier
+        if inputs.once:  # the factor will not serve again
+            self._curvature[name] = replace(curvature, factor=None, row_solution=None)
+        if updates and name in self._thin:
+            if not solved.capped:
                 multiplier = self._form(curvature, tuple(x.clone() for x in grads), z, multiplier)
             self._thin.say(name, z, multiplier)
             return True
-        if sketched:
+        if not solved.capped:
             multiplier = self._form(curvature, grads, z, multiplier)
-        if sketched or multiplier.is_cuda:  # reading its value would wait for the device
+        if not solved.capped or multiplier.is_cuda:  # reading its value would wait for the device
             for x in grads:
                 x.mul_(multiplier)
-        if not sketched:
+        if solved.capped:
             factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
         own.write_back()
         return True
@@ -363,29 +366,20 @@ class Preconditioner:
         if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
-        solved = self._solve(curvature, MeanProjection(curvature.row_sums, weight))
-        z, multiplier = self._take_note(block.name, curvature, *solved)
+        seen = MeanProjection(curvature.row_sums, weight)
+        solved = direction(curvature, seen, self._options, self._step, self._pooled_ranks)
+        self._uses[block.name], z, multiplier = solved, solved.z, solved.multiplier
+        self._curvature[block.name] = replace(curvature, factor=None, row_solution=None)
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):
             parameter.grad = x.to(parameter.dtype)
         return True
 
-    def _solve(self, curvature: Curvature, seen: Seen) -> tuple[Use, Tensor]:
-        """Return the coefficients of U and the multiplier of the direction."""
-        z, multiplier = direction(curvature, seen, self.options, self._step, self._pooled_ranks)
-        return Use(seen, z, curvature.state), multiplier
-
     @property
     def _pooled_ranks(self) -> int:
-        return self.strategy.world if self.strategy.pooled else 1
-
-    def _take_note(self, name: str, curvature: Curvature, use: Use, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Take note of what is used; a factor that will not serve again is let go."""
-        self._uses[name] = use
-        if self.options.serves_once(self._step):
-            self._curvature[name] = replace(curvature, factor=None, row_solution=None)
-        return use.z, multiplier
+        strategy = self._sharing.strategy
+        return strategy.world if strategy.pooled else 1
 
     def _pass_through(self, gradients: Gradients, done: set[str]) -> None:
         """Scale what no curvature reaches down to the pace of the rest; up only where no trust cap is asked for."""
@@ -399,25 +393,30 @@ class Preconditioner:
     # -- what a step works on -----------------------------------------------------------------------------------
 
     def _refresh_due(self) -> bool:
-        return self._last_refresh < 0 or self._step - self._last_refresh >= self.options.interval_at(self._step)
+        return self._last_refresh < 0 or self._step - self._last_refresh >= self._options.interval_at(self._step)
 
     def _prepare(self, spoiled: str | None) -> tuple[StepInputs, Batch]:
         """Return what this rank brings to a step; all that can fail on one rank alone fails here."""
         if spoiled is not None:
             return StepInputs(), Batch(torch.tensor(False), dict)
-        self.options.require_schedules(self._step)
-        due = self._capture.armed or self._refresh_due()
-        if due:
+        if self._options.scheduled:
+            self._options.require_schedules(self._step)
+        due, withheld = self._refresh_due(), []
+        capturing = due or self._capture.armed
+        if capturing:
             self._follow_model("step()")
-        self._follow_dtype()
-        gradients = self._gradients()
-        taken = Taken()
-        if due:
-            taken = self._samples.take(gradients, self.options, self._step, self.strategy)
+            due = self._refresh_due()
+        dtypes = {name: block.parameters[0].dtype for name, block in self.layout.blocks.items()}
+        if dtypes != self._dtypes:
+            self._follow_dtype(dtypes)
+        gradients, taken = self._gradients(), Taken()
+        if capturing:
+            taken = self._samples.take(gradients, self._options, self._step, self.strategy)
             self._restore_gradients(gradients, taken.layers)
-        good = all_finite([*gradients.squares(), *self._withheld_squares(taken.layers)])
-        taken.layers.clear()  # a block's samples die with its refresh
-        return StepInputs(gradients, taken), Batch(good, partial(self._told, len(gradients.blocks)))
+            withheld = self._withheld_squares(taken.layers)
+            taken.layers.clear()  # a block's samples die with its refresh
+        inputs = StepInputs(gradients, taken, due, self._options.serves_once(self._step))
+        return inputs, Batch(gradients.finite(withheld), partial(self._told, len(gradients.blocks)))
 
     def _told(self, count: int) -> dict[str, str]:
         """Return what must be alike on all ranks."""
@@ -440,9 +439,9 @@ class Preconditioner:
     # -- gradients ----------------------------------------------------------------------------------------------
 
     def _gradients(self) -> Gradients:
-        found = collect(self._layout)
+        found = collect(self.layout)
         if not (found.blocks or found.passing or (self._reweighted and self._capture.holds_records)):
-            self._layout.require_current("step()")
+            self.layout.require_current("step()")
             raise OrderError(
                 "step()", "no gradients", expected=".grad on the model's parameters", got=None,
                 fix="Call loss.backward() before step()",
@@ -452,7 +451,7 @@ class Preconditioner:
     def _restore_gradients(self, gradients: Gradients, layers: Mapping[str, LayerIO]) -> None:
         """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
         for name in self._reweighted & gradients.blocks.keys() & layers.keys():
-            block, io, own = self._layout.blocks[name], layers[name], gradients.blocks[name]
+            block, io, own = self.layout.blocks[name], layers[name], gradients.blocks[name]
             factor = as_captured(block, block_io(block, layers), 1.0, block.compute_dtype)
             factor.add_rmv_(own.values, own.values[0].new_ones(io.n))
             for parameter, x in zip(block.parameters, own.values, strict=True):
@@ -493,7 +492,7 @@ class Preconditioner:
         """Return which parameters are preconditioned, how, and which pass through and why."""
         self._follow_model("coverage()")
         held = self._reach.held() if self._reach.known else set(self._curvature)
-        return coverage(self._layout, self._sharing.choices, held, self._samples.refused)
+        return coverage(self.layout, self._sharing.choices, held, self._samples.refused)
 
     def mark(self) -> Callable[[], None]:
         """Return a function that takes counters and curvature back to what they are now."""
@@ -512,7 +511,8 @@ class Preconditioner:
         """Return whether there is nothing to do: no curvature, nothing captured, and gradients that are all zero."""
         if self._step > 0 or self._last_refresh >= 0 or self._capture.holds_records:
             return False
-        squares = collect(self._layout).squares()
+        found = collect(self.layout)
+        squares = [*(own.square for own in found.blocks.values()), *map(square, found.passing)]
         return bool(squares) and not any(map(bool, squares))
 
     def skip(self, reason: str) -> bool:
@@ -523,7 +523,8 @@ class Preconditioner:
 
     def discard_captured(self) -> None:
         """Forget the backward passes since the last step, as ``zero_grad`` should."""
-        self._capture.clear()
+        if self._capture.armed:
+            self._capture.clear()
 
     def close(self) -> None:
         """Remove the hooks, and give back what the ranks share; the model is as it was."""
@@ -541,7 +542,7 @@ class Preconditioner:
             self._step, self._last_refresh, self.options.seed, dict(self._events.counts), self._curvature,
             self._sharing.place(), self._thin.carriers,
         )  # fmt: skip
-        return write(held, self._layout.signature())
+        return write(held, self.layout.signature())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, so that training continues bit for bit.
@@ -552,7 +553,7 @@ class Preconditioner:
         Raises:
             StateError: The state is truncated, foreign, of another version or model; nothing has changed then.
         """
-        held = read(state, self._layout.signature(), self._layout.blocks)
+        held = read(state, self.layout.signature(), self.layout.blocks)
         self._sharing.resume(held.place)
         self.options = self.options.with_(seed=held.seed)
         self._step, self._last_refresh = held.step, held.last_refresh

@@ -133,21 +133,18 @@ class Sharing:
         """The strategies that the option leaves to choose from, whatever "auto" has settled on."""
         return self.asked.candidates()
 
-    def settle(self, call: str) -> bool:
-        """Take up the ranks that there are now; return whether they are others than before.
+    def settle(self, call: str) -> None:
+        """Take up the ranks that there are now.
 
         Raises:
             OptionError: The strategy needs ranks, and there are none.
         """
         options, before = self.options, self.strategy
-        if before.current(options.distributed):
-            return False
         asked = strategy_for(options.distributed, call, options.wire_dtype, self._layout.cut_among)
         asked.given_rates = before.given_rates
         self.resume(self.place())
         before.close()
         self.strategy = self.asked = asked
-        return True
 
     def resume(self, place: Place) -> None:
         """Note by whom curvature was made that the ranks are to agree on, by ``go_on_from`` or ``start_anew``."""

@@ -1,6 +1,6 @@
 """Solve states: what is kept of K between refreshes, and the coefficients it gives.
 
-``init(gram, damping, cholesky=...)`` returns a state; ``coefficients(state, y, damping, power)`` returns z with
+``init(gram, damping, cholesky=...)`` returns a state; ``state.coefficients(y, damping, power)`` returns z with
 damping^power (F + damping I)^-power g = g + U z for y = U^T g.
 """
 
@@ -8,7 +8,7 @@ from .cholesky import CholeskyState
 from .direct import DirectState, coefficients_together
 from .eigen import EigenState
 from .ladder import init
-from .state import FactorisationError, LinAlgError, SolveState, coefficients, spectrum
+from .state import FactorisationError, LinAlgError, SolveState
 from .vectors import from_vector, to_vector, vector_size
 
 SOLVE_TYPES: dict[str, type[SolveState]] = {kind.__name__: kind for kind in (CholeskyState, DirectState, EigenState)}
@@ -21,11 +21,9 @@ __all__ = [
     "FactorisationError",
     "LinAlgError",
     "SolveState",
-    "coefficients",
     "coefficients_together",
     "from_vector",
     "init",
-    "spectrum",
     "to_vector",
     "vector_size",
 ]
