@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from seng.apps.recipes import build_recipe
+from seng.apps.train import build_session, create_run, open_run, train
+from seng.apps.train.config import RunConfig
+from seng.apps.train.metrics import read_metrics
+from seng.apps.train.settings import override
 from seng.errors import SengError
-from seng.recipes import build_recipe
-from seng.train import build_session, create_run, open_run, train
-from seng.train.config import RunConfig
-from seng.train.metrics import read_metrics
-from seng.train.settings import override
 
 from ..train.data.cifar_files import write_cifar
 from ..train.data.image_files import write_imagenet

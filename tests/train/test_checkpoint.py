@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seng.recipes import build_recipe
-from seng.train import Session, build_session
-from seng.train.checkpoint import (
+from seng.apps.recipes import build_recipe
+from seng.apps.train import Session, build_session
+from seng.apps.train.checkpoint import (
     Position,
     checkpoints,
     load_checkpoint,
@@ -23,9 +23,9 @@ from seng.train.checkpoint import (
     save_checkpoint,
     write_checkpoint,
 )
-from seng.train.config import RunConfig
-from seng.train.errors import CheckpointError, DamagedError
-from seng.train.settings import override
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import CheckpointError, DamagedError
+from seng.apps.train.settings import override
 
 AFTER_THREE = Position(step=3, epoch=0, seconds=1.5, sums=(1.0, 2.0, 0.0, 3.0, 3.0), metrics_bytes=7, ended="")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from seng.apps.train import create_run, open_run
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import CheckpointError
+from seng.apps.train.metrics import EpochRecord, MetricsFile, StepRecord, read_metrics
 from seng.files import write_atomically
-from seng.train import create_run, open_run
-from seng.train.config import RunConfig
-from seng.train.errors import CheckpointError
-from seng.train.metrics import EpochRecord, MetricsFile, StepRecord, read_metrics
 
 STEPS = [StepRecord(1, step, 0.1 * step, 0.5, 0.1, 1.0, 2.0) for step in (1, 2, 3)]
 

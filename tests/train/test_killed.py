@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import seng
-from seng.train.checkpoint import checkpoints
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
+from seng.apps.train.checkpoint import checkpoints
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import read_metrics
 
 from . import killed
 
@@ -62,7 +62,7 @@ def test_program_killed_twenty_times_resumes_and_ends_with_the_same_numbers(tmp_
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
         arguments = ["--resume"] if (folder / "config.json").exists() else fresh
-        command = [sys.executable, "-m", "seng.cli", "train", "--out", str(folder), *arguments]
+        command = [sys.executable, "-m", "seng", "train", "--out", str(folder), *arguments]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
 
     began = time.perf_counter()

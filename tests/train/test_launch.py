@@ -1,4 +1,4 @@
-"""``torchrun ... -m seng.cli train``: processes as a user starts them, killed, taken up again by more or fewer."""
+"""``torchrun ... -m seng train``: processes as a user starts them, killed, taken up again by more or fewer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 from torch import distributed as dist
 
 import seng
-from seng.train.checkpoint import checkpoint_path, checkpoints
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
+from seng.apps.train.checkpoint import checkpoint_path, checkpoints
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import read_metrics
 
 HANG = 240  # seconds after which processes are taken to wait for each other for ever
 TIMES = ("seconds", "samples_per_second", "parts")
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 
 def start(processes: int, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*torchrun, "-m", "seng.cli", "train", "--out", str(folder), *arguments]
+    command = [*torchrun, "-m", "seng", "train", "--out", str(folder), *arguments]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

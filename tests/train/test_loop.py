@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from seng.recipes import build_recipe
-from seng.train import Evaluation, build_session, create_run, open_run, train
-from seng.train.checkpoint import checkpoints
-from seng.train.config import RunConfig
-from seng.train.errors import DivergedError
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
-from seng.train.settings import override
+from seng.apps.recipes import build_recipe
+from seng.apps.train import Evaluation, build_session, create_run, open_run, train
+from seng.apps.train.checkpoint import checkpoints
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import DivergedError
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import read_metrics
+from seng.apps.train.settings import override
 
 from .conftest import SMALL
 

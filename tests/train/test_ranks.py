@@ -16,11 +16,11 @@ import torch
 from torch import distributed as dist
 
 import seng
+from seng.apps.train.errors import ConfigError
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import read_metrics
+from seng.apps.train.ranks import ALONE, Ranks, choose_device, joined
 from seng.errors import RankError
-from seng.train.errors import ConfigError
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
-from seng.train.ranks import ALONE, Ranks, choose_device, joined
 
 from . import worker
 from .worker import STOPPED_AT, config_of, run
