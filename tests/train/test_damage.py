@@ -23,7 +23,7 @@ import seng
 from seng.apps.recipes import build_recipe
 from seng.apps.report import ReportError, write_report
 from seng.apps.train import Evaluation, build_session, create_run, open_run, train
-from seng.apps.train.checkpoint import checkpoints, load_checkpoint, restore_newest
+from seng.apps.train.checkpoint import checkpoint_path, checkpoints, restore_newest
 from seng.apps.train.config import RunConfig
 from seng.apps.train.errors import CheckpointError, DamagedError, DivergedError
 from seng.apps.train.folder import RunFolder, locked
@@ -289,11 +289,11 @@ def test_settings_that_are_damaged_are_named(tmp_path: Path, small_run: RunConfi
 
 
 def test_checkpoint_that_unpacks_to_more_than_its_file_is_damaged(tmp_path: Path, small_run: RunConfig):
-    path = tmp_path / "bomb.pt"
+    path = checkpoint_path(tmp_path, 1)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(2**26))
     with pytest.raises(DamagedError, match="larger unpacked than packed"):
-        load_checkpoint(path, build_session(small_run))
+        restore_newest(path.parent, build_session(small_run))
 
 
 def _doubled(levels: int) -> list[Any]:
@@ -313,7 +313,7 @@ def test_checkpoint_that_holds_itself_many_times_is_refused(
     (path,) = checkpoints(tmp_path / "checkpoints")
     torch.save(torch.load(path, weights_only=True) | {part: _doubled(levels)}, path)
     with pytest.raises(CheckpointError, match=r"step-.*.pt is .{,400}$"):
-        load_checkpoint(path, build_session(small_run))
+        restore_newest(path.parent, build_session(small_run))
 
 
 # -- one process a folder -------------------------------------------------------------------------------------------

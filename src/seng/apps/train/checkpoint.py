@@ -188,11 +188,6 @@ def _own_state(path: Path, session: Session) -> dict[str, Any]:
     return {**state, "optimizer": {"bases": state["optimizer"]["bases"], "preconditioner": preconditioner}}
 
 
-def save_checkpoint(path: Path, session: Session, position: Position) -> None:
-    """Write one process's state to a file."""
-    _save(path, state_of(session, position))
-
-
 def _save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(state, file))
 
@@ -215,17 +210,6 @@ def state_of(session: Session, position: Position) -> dict[str, Any]:
         },
         "position": asdict(position),
     }
-
-
-def load_checkpoint(path: Path, session: Session) -> Position:
-    """Bring a session, built from the same settings, to the state that was saved.
-
-    Raises:
-        DamagedError: the file cannot be read, or not all of it is as it was written.
-        CheckpointError: the file is foreign, of another version, or of another run's settings or model.
-            In both cases nothing of the session has changed where the file is at fault as a whole.
-    """
-    return _restore(path, _read(path), session)
 
 
 def _restore(path: Path, state: dict[str, Any], session: Session) -> Position:
