@@ -104,7 +104,7 @@ def _assert_refused(path: Path, session: Session, match: str) -> None:
 def test_truncated_checkpoint_is_refused(path: Path, session: Session, share: float):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
-    _assert_refused(path, session, "step-00000003.pt is unreadable: expected a checkpoint written whole")
+    _assert_refused(path, session, "^seng train: .*step-00000003.pt is unreadable: expected a checkpoint written whole")
 
 
 @settings(max_examples=60, deadline=None)
@@ -165,7 +165,7 @@ def test_incomplete_checkpoint_is_refused(path: Path, session: Session, changes,
 
 def test_checkpoint_of_other_settings_is_refused(path: Path, session: Session):
     other = build_session(replace(session.config, seed=5))
-    _assert_refused(path, other, "of a run with other settings")
+    _assert_refused(path, other, "^seng train: .* is of a run with other settings")
 
 
 def test_checkpoint_of_another_model_is_refused(path: Path, session: Session):

@@ -276,11 +276,10 @@ def _check(path: Path, state: dict[str, Any], session: Session) -> None:
 
 def _unusable(path: Path, problem: str, expected: str, got: object) -> CheckpointError:
     fix = "Resume the run that wrote it, or start again with --overwrite"
-    return CheckpointError("load_checkpoint", f"{path} is {problem}", expected=expected, got=got, fix=fix)
+    return CheckpointError("seng train", f"{path} is {problem}", expected=expected, got=got, fix=fix)
 
 
 def _damaged(path: Path, reason: str) -> DamagedError:
     fix = "Start again with --overwrite"
-    return DamagedError(
-        "load_checkpoint", f"{path} is unreadable", expected="a checkpoint written whole", got=reason, fix=fix
-    )
+    problem, expected = f"{path} is unreadable", "a checkpoint written whole"
+    return DamagedError("seng train", problem, expected=expected, got=reason, fix=fix)
