@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import distributed as dist
 import seng
 from seng.apps.train.checkpoint import checkpoint_path, checkpoints
 from seng.apps.train.folder import RunFolder
-from seng.apps.train.metrics import read_metrics
+from seng.apps.train.metrics import StartRecord, read_records
 
 HANG = 240  # seconds after which processes are taken to wait for each other for ever
 TIMES = ("seconds", "samples_per_second", "parts")
@@ -52,7 +53,7 @@ def finish(started: subprocess.Popen[str]) -> str:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """Records without times, and without the starts of processes, which are times."""
-    found = [record for record in read_metrics(RunFolder(folder).metrics) if record["kind"] != "start"]
+    found = [asdict(record) for record in read_records(RunFolder(folder).metrics) if record.kind != "start"]
     return [{key: value for key, value in record.items() if key not in TIMES} for record in found]
 
 
@@ -77,8 +78,9 @@ def test_torchrun_trains_real_digits_on_two_processes(tmp_path: Path):
     found = [record for record in records(tmp_path / "run") if record["kind"] == "epoch"]
     assert [record["epoch"] for record in found] == [1, 2]
     assert found[-1]["train_loss"] < 2.0  # chance is ln 10 = 2.3
-    starts = [record for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if record["kind"] == "start"]
-    assert [record["environment"]["processes"] for record in starts] == [2]
+    everything = read_records(tmp_path / "run" / "metrics.jsonl")
+    starts = [record for record in everything if isinstance(record, StartRecord)]
+    assert [record.environment["processes"] for record in starts] == [2]
 
 
 @pytest.mark.slow

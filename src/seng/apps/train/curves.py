@@ -17,7 +17,7 @@ def draw_curves(records: Iterable[dict[str, Any]], path: Path, title: str) -> No
     """Draw the records of a metrics file as a PNG; accuracy is left out where there is none.
 
     Args:
-        records: as ``metrics.read_metrics`` yields them.
+        records: those of ``metrics.read_records``, as dicts.
         path: the picture's file.
         title: written above.
     """

@@ -204,17 +204,8 @@ class MetricsFile:
         return CheckpointError("seng train", problem, expected="a file to append to", got=str(error), fix=fix)
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield a metrics file's records; a last line that a killed run left incomplete is passed over.
-
-    Raises:
-        ValueError: a line is no JSON.
-    """
-    return (_parsed(line) for line in _lines(path))
-
-
 def read_records(path: Path, damaged: Callable[[str], object] | None = None) -> list[Record]:
-    """Return a metrics file's records, each field of its type.
+    """Return a metrics file's records, each field of its type; a last line that is incomplete is passed over.
 
     Args:
         path: the file; without one there are no records.
