@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import seng
-from seng.train.config import DataConfig
-from seng.train.data import TensorSplit, load_dataset
-from seng.train.data.fashion import find_fashion
-from seng.train.models import deep_autoencoder
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import TensorSplit, load_dataset
+from seng.apps.train.data.fashion import find_fashion
+from seng.apps.train.models import deep_autoencoder
 
 FASHION = DataConfig("fashion-mnist")
 STEPS, BATCH = 120, 256

@@ -14,6 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seng import PolynomialLR, Preconditioner
+from seng.apps.theory import sketch_study, solver_study, stationarity_study
+from seng.apps.theory.ntk import LENGTH, Network, Task, experiment, limiting_kernel, projection_share
+from seng.apps.theory.sketches import dense_sketch, direction, embedding, samples
+from seng.apps.theory.solvers import BOUNDS, SOLVED, solved, system_of
+from seng.apps.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
 from seng.distributed import Local
 from seng.distributed.wire import Wire
 from seng.factors import ESTIMATORS, Explicit, Factor, build_factor, combine, merge, truncate
@@ -31,11 +36,6 @@ from seng.linalg import (
 )
 from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
-from seng.theory import sketch_study, solver_study, stationarity_study
-from seng.theory.ntk import LENGTH, Network, Task, experiment, limiting_kernel, projection_share
-from seng.theory.sketches import dense_sketch, direction, embedding, samples
-from seng.theory.solvers import BOUNDS, SOLVED, solved, system_of
-from seng.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
 from seng.types import Choice, Product, expand_positions
 
 PAGE = Path(__file__).parents[2] / "docs" / "theory.md"

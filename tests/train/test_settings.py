@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from seng.recipes import RECIPES, build_recipe
-from seng.train.config import RunConfig
-from seng.train.errors import ConfigError
-from seng.train.settings import from_dict, override, settings, to_dict
+from seng.apps.recipes import RECIPES, build_recipe
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import ConfigError
+from seng.apps.train.settings import from_dict, override, settings, to_dict
 
 CONFIG = build_recipe("digits")
 
