@@ -115,12 +115,13 @@ class Samples:
 
     def _checked(self, every: bool) -> set[str]:
         """Return the blocks to compare: all at first, later some in turn, and those that disagreed."""
-        names = [] if self._layout.sharded else [name for name in self._layout.blocks if name not in self._withheld]
+        names = [] if self._layout.sharded else list(self._layout.blocks)
         if every or self._refreshes < ALWAYS or not names:
-            return set(names)
+            return set(names) - self._withheld
         some = -(-len(names) // TURNS)
         start = self._refreshes * some
-        return {names[k % len(names)] for k in range(start, start + some)} | (self.refused.keys() & set(names))
+        turn = {names[k % len(names)] for k in range(start, start + some)}
+        return (turn | (self.refused.keys() & set(names))) - self._withheld
 
     def settle(self, taken: Taken, strategy: Strategy, options: Options) -> set[str]:
         """Leave out of ``taken.members`` what does not add up to the gradients of all ranks. A collective call.
