@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from .lazy import lazy
 
 if TYPE_CHECKING:
+    from . import layers as layers
+    from . import testing as testing
     from .bases import BASES
     from .config import Options
     from .optimizer import SENG

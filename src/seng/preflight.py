@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Watched
@@ -15,6 +17,7 @@ from .config import Options
 from .curvature import block_io
 from .distributed import require_strategy
 from .errors import OrderError
+from .layers import LayerCall, UnsupportedCall, gradients_of
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
 from .wrappers import unwrap
@@ -198,19 +201,21 @@ def _types(block: Block) -> str:
 
 
 def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerIO]:
-    """Run the model once and return what each layer would capture, zeros in place of output gradients."""
+    """Run the model once and return what each part of a layer would give, zeros in place of output gradients."""
     captured: dict[str, list[LayerIO]] = {}
 
     def hook_for(entry: Watched) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            x = args[0] if args else kwargs["input"]
-            io = entry.function(module, x, torch.zeros_like(output), entry.wanted, module.training)
-            captured.setdefault(entry.name, []).append(io)
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            grads = tuple(torch.zeros_like(x) for x in tree_leaves(output) if isinstance(x, Tensor))
+            call = LayerCall(args, kwargs, grads, entry.wanted, module.training)
+            with suppress(UnsupportedCall):
+                for part, io in gradients_of(entry.layer, module, call, entry.parts, entry.name).items():
+                    captured.setdefault(entry.key(part), []).append(io)
 
         return hook
 
-    members = [entry for block in layout.blocks.values() for entry, _ in block.members]
-    handles = [entry.module.register_forward_hook(hook_for(entry), with_kwargs=True) for entry in members]
+    entries = {m.watched.name: m.watched for block in layout.blocks.values() for m, _ in block.members}
+    handles = [entry.module.register_forward_hook(hook_for(entry), with_kwargs=True) for entry in entries.values()]
     try:
         with torch.no_grad(), untouched_buffers(model), torch.random.fork_rng():
             _call(model, inputs)

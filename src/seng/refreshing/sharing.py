@@ -359,7 +359,7 @@ class Sharing:
 
 def _kinds(block: Block) -> list[int]:
     """Return the first member of each kind: those that join with an earlier one need no place of their own."""
-    kinds = [(slots, watched.function) for watched, slots in block.members]
+    kinds = [(slots, member.layer) for member, slots in block.members]
     return [k for k, kind in enumerate(kinds) if kinds.index(kind) == k]
 
 
