@@ -30,6 +30,8 @@ from seng import manifest as manifests
 from seng.errors import StateError
 from seng.optim_state import alike
 
+from .pickled import HARMFUL, archive
+
 if not dist.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
@@ -200,6 +202,21 @@ def test_load_runs_no_code_of_a_tensor(tmp_path: Path, folder: Path):
     with pytest.raises(StateError, match="files cannot be read or written: expected whole files, got 'rank 0: "):
         load(folder, *_made(seed=1))
     assert not mark.exists()
+
+
+def test_load_walks_through_no_key_that_holds_itself_many_times(folder: Path):
+    place = folder / "__0_0.distcp"
+    content = archive(HARMFUL["a key that holds itself"]).getvalue()
+    start = place.stat().st_size
+    place.write_bytes(place.read_bytes() + content)
+
+    def moved(plain: dict[str, Any]) -> dict[str, Any]:
+        _weight(plain)["chunks"][0][3:] = [start, len(content)]
+        return plain
+
+    _sign(folder, moved)
+    with pytest.raises(StateError, match="files cannot be read or written: .* a key that is no text or number"):
+        load(folder, *_made(seed=1))
 
 
 def _weight(plain: dict[str, Any]) -> dict[str, Any]:
