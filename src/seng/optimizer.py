@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back
+from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back, value_of
 from .config import Options, is_number, plain
 from .diagnostics import Coverage, LayerStats
 from .errors import OptionError, OrderError, SengError
@@ -76,7 +76,7 @@ class SENG(Optimizer):
                 fix="Pass the model, not its parameters",
             )  # fmt: skip
         lr, momentum, weight_decay = plain(lr), plain(momentum), plain(weight_decay)
-        _require("lr", lr, lr is None or _in_range(_value(lr)), "a number >= 0, or None for the base's default")
+        _require("lr", lr, lr is None or _in_range(value_of(lr)), "a number >= 0, or None for the base's default")
         _require("momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
         _require("weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
         _require("nesterov", nesterov, isinstance(nesterov, bool), "True or False")
@@ -297,12 +297,6 @@ class SENG(Optimizer):
             if not alike(merged(numbered(bases), preconditioner, self._places()), given):
                 raise refusal("its two forms differ", f"the same in {sorted(own)} and {sorted(torchs)}", "another")
         return bases, preconditioner
-
-
-def _value(lr: Any) -> Any:
-    """Return the number in a real tensor of one, and anything else as it is."""
-    one = isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point()
-    return lr.item() if one else lr
 
 
 def _in_range(value: Any, high: float = float("inf")) -> bool:
