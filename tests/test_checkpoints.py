@@ -143,7 +143,7 @@ def test_load_changes_nothing_where_a_part_is_refused(tmp_path: Path, part: str)
     model, optimizer = _made(steps=2)
     match part:
         case "momentum":
-            optimizer.state[next(model.parameters())]["momentum_buffer"][0] = float("nan")
+            optimizer.state[next(model.parameters())]["momentum_buffer"] = torch.zeros(5)
         case "lr":
             optimizer.param_groups[0]["lr"] = -1.0
         case "curvature":
@@ -153,7 +153,7 @@ def test_load_changes_nothing_where_a_part_is_refused(tmp_path: Path, part: str)
     other, resumed = _made(seed=1, steps=1)
     before, state = _snapshot(other), deepcopy(resumed.state_dict())
     with pytest.raises(
-        StateError, match="the base's state is not finite|lr of the base cannot be|curvature cannot be used"
+        StateError, match="the base could not take a step|lr of the base cannot be|curvature cannot be used"
     ):
         load(tmp_path, other, resumed)
     assert _same(_snapshot(other), before)
@@ -294,6 +294,15 @@ def test_save_refuses_parameters_that_are_not_finite(folder: Path):
     with torch.no_grad():
         model.get_parameter("3.bias")[1] = torch.nan
     with pytest.raises(StateError, match="a parameter is not finite: expected finite numbers, got '3.bias'"):
+        save(folder, model, optimizer)
+    assert load(folder, *_made(seed=1)) == EARLIER
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_save_refuses_momentum_that_is_not_finite(folder: Path, value: float):
+    model, optimizer = _made(steps=1)
+    optimizer.state[model.get_parameter("3.bias")]["momentum_buffer"][1] = value
+    with pytest.raises(StateError, match="the optimizer's state is not finite: expected finite numbers, got 'NaN or"):
         save(folder, model, optimizer)
     assert load(folder, *_made(seed=1)) == EARLIER
 

@@ -345,8 +345,9 @@ def _load_groups(base: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def value_of(x: Any) -> Any:
-    """Return the number in a real tensor of one, and anything else as it is."""
-    return x.item() if isinstance(x, Tensor) and x.numel() == 1 and not x.is_complex() else x
+    """Return the number in a real tensor of one that has a value, and anything else as it is."""
+    one = isinstance(x, Tensor) and x.numel() == 1 and x.is_floating_point() and not x.is_meta
+    return x.item() if one else x
 
 
 def _of_a_kind(x: Any, like: Any) -> bool:
