@@ -414,7 +414,12 @@ class Preconditioner:
 
     def _told(self) -> dict[str, str]:
         """Return what must be alike on all ranks."""
-        position = {"gradients": len(present(self._layout)), "state_loaded": not self._reach.known}
+        dtypes = [str(p.dtype) for p in self._layout.named().values()]
+        position = {
+            "gradients": len(present(self._layout)),
+            "dtypes": dtypes[0] if len(set(dtypes)) == 1 else " ".join(dtypes),
+            "state_loaded": not self._reach.known,
+        }
         return self._facts.at(self.options, self._step, **position)
 
     def _warn_unsupported(self, layout: Layout) -> None:
