@@ -54,6 +54,16 @@ def present(layout: Layout) -> dict[str, list[Tensor]]:
     return {name: own for name, own in found.items() if own}
 
 
+def lacking(layout: Layout) -> list[str]:
+    """Return the names of blocks' parameters that have no gradient."""
+    return [
+        name
+        for block in layout.blocks.values()
+        for name, p in zip(block.parameter_names, block.parameters, strict=True)
+        if p.grad is None
+    ]
+
+
 def cuts(layout: Layout) -> dict[str, list[Cut]]:
     """Return how the gradients of ``present`` are cut among the ranks; empty where they are whole."""
     blocks = {name: block for name, block in layout.blocks.items() if block.cuts}

@@ -30,6 +30,7 @@ from .gradients import (
     block_gradients,
     cuts,
     densify,
+    lacking,
     passing,
     present,
     square,
@@ -416,7 +417,7 @@ class Preconditioner:
         """Return what must be alike on all ranks."""
         dtypes = [str(p.dtype) for p in self._layout.named().values()]
         position = {
-            "gradients": len(present(self._layout)),
+            "gradients": " ".join(["all", *(f"but {name}" for name in lacking(self._layout))]),
             "dtypes": dtypes[0] if len(set(dtypes)) == 1 else " ".join(dtypes),
             "state_loaded": not self._reach.known,
         }

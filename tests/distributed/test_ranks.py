@@ -155,6 +155,7 @@ def test_samples_of_pooled_ranks_count_together(laws: dict[int, Outcome]) -> Non
         ("seed", ("0", "1")),
         ("refresh_every", ("10", "3")),
         ("dtypes", ("torch.float64", "torch.float32")),
+        ("gradients", ("all", "all but body.0.weight")),
     ],
 )
 def test_options_that_differ_are_named(laws: dict[int, Outcome], name: str, values: tuple[str, str]) -> None:
