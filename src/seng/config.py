@@ -168,7 +168,7 @@ class Options:
         """
         if not callable(self.damping):
             return self.damping
-        value = _scheduled(call, "damping", self.damping, step)
+        value = scheduled(call, "damping", self.damping, step)
         if not is_number(value) or value <= 0:
             raise OptionError(
                 call, "damping schedule out of range", expected="a number > 0", got=value,
@@ -184,7 +184,7 @@ class Options:
         """
         if not callable(self.refresh_every):
             return self.refresh_every
-        value = _scheduled(call, "refresh_every", self.refresh_every, step)
+        value = scheduled(call, "refresh_every", self.refresh_every, step)
         if not _is_count(value, 1):
             raise OptionError(
                 call, "refresh_every schedule out of range", expected="an integer >= 1", got=value,
@@ -203,7 +203,7 @@ class Options:
         self.interval_at(step + 1, call)
 
     @cached_property
-    def scheduled(self) -> bool:
+    def has_schedules(self) -> bool:
         """Whether an option follows a schedule."""
         return callable(self.damping) or callable(self.refresh_every)
 
@@ -255,7 +255,12 @@ def _is_count(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
-def _scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
+def scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
+    """Return a schedule's value at a step, numbers of other libraries as Python's.
+
+    Raises:
+        OptionError: The schedule failed.
+    """
     try:
         return plain(value_at(schedule, step))
     except Exception as error:

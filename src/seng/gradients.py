@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -115,8 +116,23 @@ def _dense(p: Tensor) -> Tensor:
     return p.grad if type(p.grad) is Tensor else own_part(p.grad)
 
 
+def lacking(layout: Layout) -> list[str]:
+    """Return the names of blocks' parameters that have no gradient."""
+    return [
+        name
+        for block in layout.blocks.values()
+        for name, p in zip(block.parameter_names, block.parameters, strict=True)
+        if p.grad is None
+    ]
+
+
 def square(x: Tensor) -> Tensor:
     """Return x.x, at least in float32; NaN or inf where x holds one."""
     x = torch.view_as_real(x) if x.is_complex() else x
     flat = x.reshape(-1) if x.dtype in FULL_PRECISION else x.reshape(-1).float()
     return torch.dot(flat, flat)
+
+
+def squared(grads: Grads) -> Tensor:
+    """Return g.g of one block."""
+    return reduce(torch.add, map(square, grads))

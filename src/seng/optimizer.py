@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back
+from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back, value_of
 from .config import Options, is_number, plain
 from .diagnostics import Coverage, LayerStats
 from .errors import OptionError, OrderError, SengError
@@ -21,6 +21,7 @@ from .events import few
 from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
 from .state import refusal, relocated, require_bounded
+from .wrappers import unwrap
 
 NO_GROUP = "no group of the optimizer holds it, so it does not move: call add_param_group()"
 
@@ -36,7 +37,7 @@ class SENG(Optimizer):
         model: The model itself (not its parameters): curvature comes from hooks on its layers. Create the optimizer
             before the first forward pass, and before ``torch.compile``.
         lr: Learning rate of the base, >= 0: a number, or a tensor of one. By default 0.1 for "sgd", 0.003 for "adamw"
-            and 0.02 for "muon".
+            and 0.02 for "muon". None beside a factory.
         momentum: Of the SGD base, in [0, 1).
         nesterov: Of the SGD base.
         weight_decay: Of the base, >= 0.
@@ -70,20 +71,19 @@ class SENG(Optimizer):
         base_options: dict[str, Any] | None = None,
         **options: Any,
     ):
-        if not isinstance(model, nn.Module):
-            raise OptionError(
-                "SENG()", "model out of range", expected="a torch.nn.Module", got=type(model).__name__,
-                fix="Pass the model, not its parameters",
-            )  # fmt: skip
+        unwrap(model, "SENG()")
         lr, momentum, weight_decay = plain(lr), plain(momentum), plain(weight_decay)
-        _require("lr", lr, lr is None or _in_range(_value(lr)), "a number >= 0, or None for the base's default")
+        _require("lr", lr, lr is None or _in_range(value_of(lr)), "a number >= 0, or None for the base's default")
         _require("momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
         _require("weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
         _require("nesterov", nesterov, isinstance(nesterov, bool), "True or False")
         _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
         _require("base_options", base_options, isinstance(base_options, dict | None), "a dict or None")
         if callable(base) and lr is not None:
-            warnings.warn("seng: lr is not used: a factory's optimizer has a rate of its own", stacklevel=2)
+            raise OptionError(
+                "SENG()", "lr does not go with a factory", expected="None", got=lr,
+                fix="Give it to the optimizer that the factory makes",
+            )  # fmt: skip
         if lr is None:
             lr = LEARNING_RATES.get(base, 0.0) if isinstance(base, str) else 0.0
         settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
@@ -293,12 +293,6 @@ class SENG(Optimizer):
             if not alike(merged(numbered(bases), preconditioner, self._places()), given):
                 raise refusal("its two forms differ", f"the same in {sorted(own)} and {sorted(torchs)}", "another")
         return bases, preconditioner
-
-
-def _value(lr: Any) -> Any:
-    """Return the number in a real tensor of one, and anything else as it is."""
-    one = isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point()
-    return lr.item() if one else lr
 
 
 def _in_range(value: Any, high: float = float("inf")) -> bool:

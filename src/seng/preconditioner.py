@@ -25,7 +25,7 @@ from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
 from .errors import OrderError, RankError
 from .events import Events, listed
 from .factors import Kronecker
-from .gradients import BlockGradients, Gradients, collect, square
+from .gradients import BlockGradients, Gradients, collect, lacking, square
 from .hooks import recorders
 from .planner import require_known
 from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, go_on
@@ -399,7 +399,7 @@ class Preconditioner:
         """Return what this rank brings to a step; all that can fail on one rank alone fails here."""
         if spoiled is not None:
             return StepInputs(), Batch(torch.tensor(False), dict)
-        if self._options.scheduled:
+        if self._options.has_schedules:
             self._options.require_schedules(self._step)
         due, withheld = self._refresh_due(), []
         capturing = due or self._capture.armed
@@ -416,11 +416,16 @@ class Preconditioner:
             withheld = self._withheld_squares(taken.layers)
             taken.layers.clear()  # a block's samples die with its refresh
         inputs = StepInputs(gradients, taken, due, self._options.serves_once(self._step))
-        return inputs, Batch(gradients.finite(withheld), partial(self._told, len(gradients.blocks)))
+        return inputs, Batch(gradients.finite(withheld), self._told)
 
-    def _told(self, count: int) -> dict[str, str]:
+    def _told(self) -> dict[str, str]:
         """Return what must be alike on all ranks."""
-        position = {"gradients": count, "state_loaded": not self._reach.known}
+        dtypes = [str(p.dtype) for p in self.layout.named().values()]
+        position = {
+            "gradients": " ".join(["all", *(f"but {name}" for name in lacking(self.layout))]),
+            "dtypes": dtypes[0] if len(set(dtypes)) == 1 else " ".join(dtypes),
+            "state_loaded": not self._reach.known,
+        }
         return self._facts.at(self.options, self._step, **position)
 
     def _warn_unsupported(self, layout: Layout) -> None:

@@ -16,7 +16,7 @@ from .capture import Watched
 from .config import Options
 from .curvature import block_io
 from .distributed import require_strategy
-from .errors import OrderError
+from .errors import OptionError, OrderError
 from .layers import LayerCall, UnsupportedCall, gradients_of
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
@@ -230,8 +230,13 @@ def _call(model: nn.Module, inputs: Any) -> None:
         model(**inputs)
     elif isinstance(inputs, Tensor):
         model(inputs)
-    else:
+    elif isinstance(inputs, Sequence):
         model(*inputs)
+    else:
+        raise OptionError(
+            "plan()", "inputs out of range", expected="a tensor, or a sequence or mapping of arguments", got=inputs,
+            fix="Pass a batch as training does",
+        )  # fmt: skip
 
 
 class untouched_buffers:

@@ -26,6 +26,8 @@ from seng.apps.train.config import RunConfig
 from seng.apps.train.errors import CheckpointError, DamagedError
 from seng.apps.train.settings import override
 
+from ..pickled import HARMFUL, archive
+
 AFTER_THREE = Position(step=3, epoch=0, seconds=1.5, sums=(1.0, 2.0, 0.0, 3.0, 3.0), metrics_bytes=7, ended="")
 
 
@@ -126,6 +128,12 @@ def test_damaged_byte_is_refused_or_harmless(small_state: tuple[bytes, RunConfig
         assert _tensors(torch.load(path, weights_only=True)) == _tensors(
             torch.load(io.BytesIO(content), weights_only=True)
         )
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_checkpoint_that_claims_more_than_it_holds_is_refused(path: Path, session: Session, name: str):
+    path.write_bytes(archive(HARMFUL[name], {"archive/data/0": bytes(4)}).getvalue())
+    _assert_refused(path, session, "checkpoint.pt is unreadable: expected a checkpoint written whole")
 
 
 class _Pickled:

@@ -44,6 +44,8 @@ def test_override_changes_one_setting_and_no_other(name, text, value):
         ({"epocs": "3"}, "unknown setting.*Did you mean 'epochs'"),
         ({"zzzzzzzz": "3"}, "unknown setting.*Choose one of the names"),
         ({"power": "1"}, "ambiguous: expected optimizer.seng.power or schedule.power"),
+        ({"seed": str(2**63)}, "bad value for seed: expected a whole number, got '9223372036854775808'"),
+        ({"model.widths": f"8,{10**30}"}, "bad value for model.widths"),
         ({"epochs": "many"}, "bad value for epochs: expected a whole number, got 'many'"),
         ({"trust": "much"}, "expected none or a number, got 'much'"),
         ({"schedule.name": "sine"}, "expected polynomial or cosine or constant, got 'sine'"),

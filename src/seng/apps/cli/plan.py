@@ -31,6 +31,7 @@ EXAMPLES = (
     "seng plan digits --batch-size 256 --intervals 1,5,25",
     "seng plan fashion-resnet --set estimator=implicit --set rank=8 --json",
 )
+MOST_RANKS = 2**20
 ASSUMED_RATE = 50.0  # GFLOP/s
 LEGEND = "n samples, s positions, features in -> out; shares of the flops, not the time, of these layers' backward"
 UNBOUNDED = 200  # columns of a table that goes to a file
@@ -44,7 +45,9 @@ def plan_command(
     intervals: Annotated[
         str, typer.Option(metavar="N,N,...", help="Steps between refreshes to tell costs for.")
     ] = "1,10,100,200,1000",
-    ranks: Annotated[int | None, typer.Option(min=1, help="Tell a step of each strategy, up to so many ranks.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, max=MOST_RANKS, help="Tell a step of each strategy, up to so many ranks.")
+    ] = None,
     bandwidth: Annotated[float, typer.Option(min=1e-6, metavar="GB/S", help="Of a rank's network.")] = 10.0,
     latency: Annotated[float, typer.Option(min=0.0, metavar="US", help="Microseconds a message takes.")] = 20.0,
     rate: Annotated[

@@ -133,15 +133,14 @@ def _solve(
 
 
 def _draw(problem: Problem, folder: Folder, methods: list[str]) -> list[Path]:
-    import torch
-
+    from ...pickles import load_tensors
     from ..science.pictures import draw_errors, draw_solution
 
     pictures = [folder.path / "errors.png"]
     draw_errors(folder.runs(), pictures[0], folder.problem)
     for name in methods:
         net = problem.network(0)
-        net.load_state_dict(torch.load(folder.path / f"{name}.pt", weights_only=True))
+        net.load_state_dict(load_tensors(folder.path / f"{name}.pt"))
         pictures.append(folder.path / f"solution-{name}.png")
         draw_solution(problem, net, pictures[-1], f"{folder.problem}, {name}")
     return pictures

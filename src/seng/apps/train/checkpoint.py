@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...files import write_atomically
 from ...optimizer import SENG
+from ...pickles import load_tensors
 from ...state import moved_state
 from .errors import CheckpointError, DamagedError, DivergedError
 from .ranks import Ranks
@@ -231,11 +232,7 @@ def _restore(path: Path, state: dict[str, Any], session: Session) -> Position:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            _require_unpacked(archive, path.stat().st_size)
-            if (damaged := archive.testzip()) is not None:  # torch.load itself compares no checksums
-                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
         sound = finite(state)
     except DAMAGES as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -248,15 +245,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not sound:
         raise _damaged(path, "parameters, momentum or curvature that are not finite")
     return state
-
-
-def _require_unpacked(archive: zipfile.ZipFile, nbytes: int) -> None:
-    """Refuse an archive that unpacks to more than its file: torch packs nothing."""
-    members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or nbytes < sum(
-        member.file_size for member in members
-    ):
-        raise zipfile.BadZipFile("it is larger unpacked than packed")
 
 
 def _check(path: Path, state: dict[str, Any], session: Session) -> None:

@@ -128,7 +128,7 @@ def _parse(hint: Any, text: str, name: str) -> Any:
 
 def _parse_one(kind: Any, text: str) -> Any:
     if typing.get_origin(kind) is tuple:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(_whole(part) for part in text.split(","))
     if typing.get_origin(kind) is Literal:
         return typing.get_args(kind)[typing.get_args(kind).index(text)]
     if kind is bool:
@@ -137,7 +137,15 @@ def _parse_one(kind: Any, text: str) -> Any:
         if text.lower() != "none":
             raise ValueError(text)
         return None
-    return kind(text)
+    return _whole(text) if kind is int else kind(text)
+
+
+def _whole(text: str) -> int:
+    """Return a whole number that 64 bits hold."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(text)
+    return value
 
 
 def _restore(hint: Any, value: Any, name: str) -> Any:

@@ -6,15 +6,14 @@ array, and each stands for something harmless of ours: no code of numpy or of an
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ....errors import shown
+from ....pickles import BoundedReader, Refused, reason
 from ..errors import DataError
 from .content import damaged
 
@@ -58,54 +57,6 @@ ADMITTED: Mapping[tuple[str, str], Any] = {
 }
 
 
-class _Refused(Exception):
-    """A pickle names something that is not admitted."""
-
-
-LEFT_OUT = (pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET, pickle.BYTEARRAY8)  # no data need them
-
-
-def _with_plain_keys(code: bytes, keys: slice) -> Callable[[Any], None]:
-    """Return what fills a dictionary, given where on the stack its keys are."""
-    load = pickle._Unpickler.dispatch[code[0]]
-
-    def checked(reader: Any) -> None:
-        if not all(isinstance(key, str | bytes | int | float) for key in reader.stack[keys]):
-            raise pickle.UnpicklingError("a key that is no text or number")
-        load(reader)
-
-    return checked
-
-
-class _Reader(pickle._Unpickler):  # the one in Python: in C, one wrong byte can make it fill gigabytes with its memo
-    """Calls nothing but what is admitted, and takes time and memory as the pickle is long.
-
-    Keys are text and numbers: those of a container that holds itself many times over would be hashed forever. For the
-    same reason there are no sets, and no buffers whose size is only claimed.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ADMITTED:
-            raise _Refused(f"{module}.{name}")
-        return ADMITTED[module, name]
-
-    def get_extension(self, code: int) -> Any:
-        raise _Refused(f"extension {code}")
-
-    def load_build(self) -> None:
-        if isinstance(self.stack[-2], type):  # pyright: ignore[reportAttributeAccessIssue]
-            raise pickle.UnpicklingError("attributes for a class of ours")
-        super().load_build()  # pyright: ignore[reportAttributeAccessIssue]
-
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-        **{code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in LEFT_OUT},
-        pickle.BUILD[0]: load_build,
-        pickle.SETITEM[0]: _with_plain_keys(pickle.SETITEM, slice(-2, -1)),
-        pickle.SETITEMS[0]: _with_plain_keys(pickle.SETITEMS, slice(0, None, 2)),
-        pickle.DICT[0]: _with_plain_keys(pickle.DICT, slice(0, None, 2)),
-    }
-
-
 def read_pickle(content: bytes, name: str) -> dict[str, Any]:
     """Read a dictionary of arrays of bytes, strings, numbers and plain containers of them.
 
@@ -120,8 +71,8 @@ def read_pickle(content: bytes, name: str) -> dict[str, Any]:
         DataError: the pickle names anything but arrays, which is then not called; or it is damaged.
     """
     try:
-        found = _Reader(io.BytesIO(content), encoding="latin1").load()
-    except _Refused as refused:
+        found = BoundedReader(content, ADMITTED, encoding="latin1").load()
+    except Refused as refused:
         raise DataError(
             "read_pickle",
             f"{name} asks for what no data need",
@@ -130,8 +81,8 @@ def read_pickle(content: bytes, name: str) -> dict[str, Any]:
             fix="Do not load it anywhere, it may run harmful code; fetch the file from its source",
         ) from None
     except Exception as error:  # a damaged program can fail in any way
-        reason = f"{type(error).__name__}: {error.args[0] if error.args and isinstance(error.args[0], str) else ''}"
-        raise damaged("read_pickle", name, "unreadable", "a pickle of arrays and plain containers", reason) from error
+        problem, expected = "unreadable", "a pickle of arrays and plain containers"
+        raise damaged("read_pickle", name, problem, expected, reason(error)) from error
     if not isinstance(found, dict):
         raise damaged("read_pickle", name, "not the pickle wanted", "a dictionary", type(found).__name__)
     return {_text(key): value.values if isinstance(value, PickledArray) else value for key, value in found.items()}
