@@ -49,11 +49,15 @@ from .wrappers import unwrap
 
 @dataclass
 class Ready:
-    """What a step works on: gradients, their squares, what the hooks captured for a refresh, and what is solved."""
+    """What a step works on: gradients, their squares, what the hooks captured for a refresh, and what is solved.
+
+    ``passing`` holds the squares of the gradients that no block holds.
+    """
 
     grads: dict[str, Grads]
     squares: dict[str, Tensor]
     taken: Taken
+    passing: list[Tensor] = field(default_factory=list)
     solved: dict[str, tuple[Use, Tensor]] = field(default_factory=dict)
 
 
@@ -298,7 +302,7 @@ class Preconditioner:
         self._thin.finish(ready.grads, holders, self.strategy)
         if self.strategy.world > 1:
             done = {name for name, count in holders.items() if count}
-        self._pass_through(done)
+        self._pass_through(ready, done)
         self._reach.spent = self.options.serves_once(self._step)
 
     def _solve_ahead(self, ready: Ready) -> None:
@@ -381,14 +385,20 @@ class Preconditioner:
             self._curvature[name] = replace(curvature, factor=None, row_solution=None)
         return use.z, multiplier
 
-    def _pass_through(self, done: set[str]) -> None:
-        """Scale what no curvature reaches down to the pace of the rest; up only where no trust cap is asked for."""
-        rest = [g for name, own in present(self._layout).items() if name not in done for g in own]
-        unreached = [*passing(self._layout), *rest]
-        pace = self._reach.pace(self.options, self._step) if unreached and self.options.natural else None
-        if pace is not None and pace != 1:  # None: all gradients were zero
+    def _pass_through(self, ready: Ready, done: set[str]) -> None:
+        """Scale what no curvature reaches, as one block: to the pace of the rest, and within the trust cap."""
+        rest = {name: own for name, own in present(self._layout).items() if name not in done}
+        unreached = [*passing(self._layout), *(g for own in rest.values() for g in own)]
+        if not unreached or not self.options.natural:
+            return
+        squares = [*ready.passing, *(ready.squares[name] for name in rest)]
+        total = torch.stack([value.to(squares[0]) for value in squares]).sum()
+        if self._layout.cut_among > 1:
+            total = self.strategy.tables(total[None], "squares").sum()
+        pace = self._reach.pace(self.options, self._step, total.sqrt())
+        if pace is not None and (pace.is_cuda or pace != 1):  # None: all gradients were zero
             for gradient in unreached:
-                gradient.mul_(pace)
+                gradient.mul_(pace.to(gradient.device) if pace.is_cuda else float(pace))
 
     # -- what a step works on -----------------------------------------------------------------------------------
 
@@ -408,9 +418,10 @@ class Preconditioner:
         taken = self._samples.take(grads, due, self.options, self._step, self.strategy)
         self._restore_gradients(grads, taken.layers)
         squares = {name: squared(own) for name, own in grads.items()}
-        good = all_finite([*squares.values(), *self._loose_squares(taken.layers)])
+        through = [square(x) for x in passing(self._layout)]
+        good = all_finite([*squares.values(), *through, *self._withheld_squares(taken.layers)])
         taken.layers.clear()  # a block's samples die with its refresh
-        return Ready(grads, squares, taken), Batch(good, self._told)
+        return Ready(grads, squares, taken, through), Batch(good, self._told)
 
     def _told(self) -> dict[str, str]:
         """Return what must be alike on all ranks."""
@@ -452,10 +463,10 @@ class Preconditioner:
             for parameter, x in zip(block.parameters, grads[name], strict=True):
                 parameter.grad = x.view_as(parameter).to(parameter.dtype)
 
-    def _loose_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
-        """Return the squares of gradients outside ``grads``: passing through, or still to be summed."""
+    def _withheld_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
+        """Return the squares of output gradients whose sums, the weight gradients, are still to be formed."""
         withheld = [layers[name] for name in sorted(self._reweighted & layers.keys())]
-        return [square(x) for x in (*passing(self._layout), *(io.g for io in withheld if isinstance(io, Product)))]
+        return [square(io.g) for io in withheld if isinstance(io, Product)]
 
     # -- reports ------------------------------------------------------------------------------------------------
 
