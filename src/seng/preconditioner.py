@@ -40,7 +40,7 @@ from .gradients import (
 )
 from .hooks import recorders
 from .planner import require_known
-from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections, go_on
+from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections, bounds_passing, go_on
 from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
@@ -393,8 +393,8 @@ class Preconditioner:
             return
         squares = [*ready.passing, *(ready.squares[name] for name in rest)]
         total = torch.stack([value.to(squares[0]) for value in squares]).sum()
-        if self._layout.cut_among > 1:
-            total = self.strategy.tables(total[None], "squares").sum()
+        if self._layout.cut_among > 1 and bounds_passing(self.options):
+            total = self.strategy.tables(total.double()[None], "squares").sum()
         pace = self._reach.pace(self.options, self._step, total.sqrt())
         if pace is not None and (pace.is_cuda or pace != 1):  # None: all gradients were zero
             for gradient in unreached:

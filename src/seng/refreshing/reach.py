@@ -99,6 +99,11 @@ class Reach:
 def _within_trust(pace: float, damping: float, options: Options, norm: Tensor) -> Tensor:
     if options.trust is None:
         return torch.full_like(norm, pace)
-    if options.loss_reduction == "sum":
+    if not bounds_passing(options):
         return torch.full_like(norm, min(1.0, pace))
     return (options.trust * damping ** (0.5 - options.power) / norm).clamp(max=min(1.0, pace))
+
+
+def bounds_passing(options: Options) -> bool:
+    """Return whether the trust cap bounds gradients that no curvature reaches, so that their norm has to be known."""
+    return options.natural and options.trust is not None and options.loss_reduction == "mean"
