@@ -28,7 +28,7 @@ from .factors import Kronecker
 from .gradients import BlockGradients, Gradients, collect, lacking, square
 from .hooks import recorders
 from .planner import require_known
-from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, go_on
+from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, bounds_passing, go_on
 from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
@@ -318,15 +318,12 @@ class Preconditioner:
 
     def _write(self, block: Block, inputs: StepInputs, updates: Updates | None, fresh: bool) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
-        name, own, curvature = (
-            block.name,
-            inputs.gradients.blocks[block.name],
-            self._refreshes.curvature.get(block.name),
-        )
-        if updates and block.cuts:
-            own = own.whole(block, updates.take(name))
+        name, curvature = block.name, self._refreshes.curvature.get(block.name)
+        own = inputs.gradients.blocks[name]
+        taken = updates.take(name) if updates and block.cuts else ()
         if curvature is None or curvature.factor is None:
             return False
+        own = own.whole(block, taken) if block.cuts else own
         solved, factor, grads = inputs.solved.pop(name, None), curvature.factor, own.values
         if solved is None:
             draw = (self._options.seed, self._step, name) if fresh else None
@@ -382,13 +379,19 @@ class Preconditioner:
         return strategy.world if strategy.pooled else 1
 
     def _pass_through(self, gradients: Gradients, done: set[str]) -> None:
-        """Scale what no curvature reaches down to the pace of the rest; up only where no trust cap is asked for."""
-        rest = [x for name, own in gradients.blocks.items() if name not in done for x in own.present]
-        unreached = [*gradients.passing, *rest]
-        pace = self._reach.pace(self.options, self._step) if unreached and self.options.natural else None
-        if pace is not None and pace != 1:  # None: all gradients were zero
+        """Scale what no curvature reaches, as one block: to the pace of the rest, and within the trust cap."""
+        rest = [own for name, own in gradients.blocks.items() if name not in done]
+        unreached = [*gradients.passing, *(x for own in rest for x in own.present)]
+        if not unreached or not self._options.natural:
+            return
+        squares = [*map(square, gradients.passing), *(own.square for own in rest)]
+        total = torch.stack([value.to(squares[0]) for value in squares]).sum()
+        if self.layout.cut_among > 1 and bounds_passing(self._options):
+            total = self.strategy.tables(total.double()[None], "squares").sum()
+        pace = self._reach.pace(self._options, self._step, total.sqrt())
+        if pace is not None and (pace.is_cuda or pace != 1):  # None: all gradients were zero
             for gradient in unreached:
-                gradient.mul_(pace)
+                gradient.mul_(pace.to(gradient.device) if pace.is_cuda else float(pace))
 
     # -- what a step works on -----------------------------------------------------------------------------------
 
@@ -464,7 +467,7 @@ class Preconditioner:
             gradients.blocks[name] = BlockGradients.of(block, [p.grad for p in block.parameters])
 
     def _withheld_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
-        """Return the squares of what gradients are still to be summed from."""
+        """Return the squares of output gradients whose sums, the weight gradients, are still to be formed."""
         withheld = [layers[name] for name in sorted(self._reweighted & layers.keys())]
         return [square(io.g) for io in withheld if isinstance(io, Product)]
 

@@ -2,7 +2,7 @@
 
 from .facts import Facts
 from .moving import Move, Place, move
-from .reach import Reach
+from .reach import Reach, bounds_passing
 from .refresh import Refresh, Refreshes
 from .resuming import go_on
 from .sharing import Members, Sharing
@@ -19,6 +19,7 @@ __all__ = [
     "Refreshes",
     "Sharing",
     "ThinCorrections",
+    "bounds_passing",
     "go_on",
     "move",
 ]

@@ -24,6 +24,7 @@ from ..solve import vector_size
 from ..types import Choice, LayerIO
 from .forms import LOW_RANK, form_of, framed, is_low_rank, parts_in_form, pooled, received, rounded, specs_of, widths
 from .moving import Move, Place, move_one
+from .reach import bounds_passing
 
 Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
 
@@ -241,6 +242,9 @@ class Sharing:
         choices = self._choose(census, interval, strategy)
         loads = self._loads(census, choices, columns or {}, strategy)
         plan = strategy.arrange(loads, interval, self.overhead(strategy), self.options.memory_budget)
+        if self._layout.passing and bounds_passing(self.options) and self._layout.cut_among > 1:
+            told = 8 * (strategy.world - 1)  # the square of the parts of gradients that pass through
+            plan = replace(plan, step_bytes=tuple(count + told for count in plan.step_bytes))
         return Proposal(choices, loads, plan)
 
     def _require_room(self, held: int) -> None:
