@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .former import install
 from .lazy import lazy
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ else:
             "verify": "verification",
         },
     )
+
+install()
 
 __version__ = "0.1.0"
 
