@@ -13,7 +13,7 @@ train: $(VENV)/.installed-train
 
 train-distributed: $(VENV)/.installed-train
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 \
-		-m seng.cli train digits --out $(OUT)-distributed --overwrite
+		-m seng train digits --out $(OUT)-distributed --overwrite
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import seng
-from seng.recipes import build_recipe
-from seng.train.data import Dataset, load_dataset, signature
-from seng.train.losses import build_loss
-from seng.train.models import build_model
+from seng.apps.recipes import build_recipe
+from seng.apps.train.data import Dataset, load_dataset, signature
+from seng.apps.train.losses import build_loss
+from seng.apps.train.models import build_model
 
 RANK, RANKS = 256, (1, 4, 16)
 WARMUP = 10  # steps, the rate growing linearly

@@ -27,12 +27,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch.nn import functional as F
 
-from seng.recipes import build_recipe
-from seng.train.config import DataConfig
-from seng.train.data import Split, load_dataset, prefetched, signature
-from seng.train.data.cifar import SCALE
-from seng.train.data.pictures import StoredPictures
-from seng.train.models import build_model
+from seng.apps.recipes import build_recipe
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import Split, load_dataset, prefetched, signature
+from seng.apps.train.data.cifar import SCALE
+from seng.apps.train.data.pictures import StoredPictures
+from seng.apps.train.models import build_model
 
 SIZE, QUALITY, NOISE = (500, 375), 94, 7.0  # together about 100 kB a picture
 PICTURES, BATCH = 256, 32

@@ -13,8 +13,8 @@ from typing import Any
 
 from environment import save
 
-from seng.cli.plan import forecast_run
-from seng.recipes import build_recipe
+from seng.apps.cli.plan import forecast_run
+from seng.apps.recipes import build_recipe
 
 RANKS = (4, 16, 64, 256, 1024)
 MINUTES, EPOCHS, PICTURES, BATCH = 273, 41, 1_281_167, 256

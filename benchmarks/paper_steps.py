@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seng import SENG
-from seng.recipes import build_recipe
-from seng.train.data import signature
-from seng.train.losses import Loss, build_loss
-from seng.train.models import build_model
-from seng.train.optimizers import build_optimizer
+from seng.apps.recipes import build_recipe
+from seng.apps.train.data import signature
+from seng.apps.train.losses import Loss, build_loss
+from seng.apps.train.models import build_model
+from seng.apps.train.optimizers import build_optimizer
 
 RECIPES = ("cifar10-resnet18", "cifar10-vgg16bn", "imagenet-resnet50")
 OPTIMIZERS = ("sgd", "adamw", "seng")

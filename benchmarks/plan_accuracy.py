@@ -25,12 +25,12 @@ from environment import save
 from torch import Tensor
 
 from seng import Preconditioner
-from seng.cli.plan import plan_run
-from seng.recipes import build_recipe
-from seng.train.config import RunConfig, SengConfig
-from seng.train.data import signature
-from seng.train.models import build_model
-from seng.train.optimizers import seng_options
+from seng.apps.cli.plan import plan_run
+from seng.apps.recipes import build_recipe
+from seng.apps.train.config import RunConfig, SengConfig
+from seng.apps.train.data import signature
+from seng.apps.train.models import build_model
+from seng.apps.train.optimizers import seng_options
 
 RECIPES = ("digits", "fashion-autoencoder", "fashion-resnet", "char-gpt")
 

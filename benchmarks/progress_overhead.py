@@ -26,15 +26,15 @@ from environment import save
 from rich.console import Console
 from torch import Tensor
 
-from seng.recipes import build_recipe
-from seng.train import Session, build_session, create_run
-from seng.train.checkpoint import BEGINNING
-from seng.train.data import epoch_batches
-from seng.train.loop import Run
-from seng.train.metrics import Record, Watcher
-from seng.train.progress import ProgressBar
-from seng.train.records import curvature_record
-from seng.train.signals import Signals
+from seng.apps.recipes import build_recipe
+from seng.apps.train import Session, build_session, create_run
+from seng.apps.train.checkpoint import BEGINNING
+from seng.apps.train.data import epoch_batches
+from seng.apps.train.loop import Run
+from seng.apps.train.metrics import Record, Watcher
+from seng.apps.train.progress import ProgressBar
+from seng.apps.train.records import curvature_record
+from seng.apps.train.signals import Signals
 
 BLOCK = 10  # steps
 BLOCKS = {"digits": 60, "fashion-autoencoder": 30, "fashion-resnet": 6}

@@ -34,9 +34,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 
 import seng
+from seng.apps.train.models import deep_autoencoder, small_resnet
 from seng.distributed.timing import Network
 from seng.scaling import forecasts
-from seng.train.models import deep_autoencoder, small_resnet
 
 WORLDS = (1, 2, 4)
 STEPS = 10  # one interval between refreshes

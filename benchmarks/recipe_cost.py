@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from environment import save
 
-from seng.recipes import build_recipe
-from seng.train import build_session
+from seng.apps.recipes import build_recipe
+from seng.apps.train import build_session
 
 RECIPES = ("fashion-autoencoder",)
 

@@ -28,7 +28,7 @@ def run(recipe: str, optimizer: str, seed: int, runs: Path) -> dict[str, Any]:
     """Train one recipe with one optimizer and return its evaluations and its command."""
     folder = runs / f"{recipe}-{optimizer}-{seed}"
     command = ["train", recipe, "--optimizer", optimizer, "--seed", str(seed), *THREADS.get(recipe, ())]
-    whole = [sys.executable, "-m", "seng.cli", *command, "--out", str(folder), "--overwrite"]
+    whole = [sys.executable, "-m", "seng", *command, "--out", str(folder), "--overwrite"]
     subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     epochs = [{key: _rounded(record[key]) for key in KEPT} for record in records if record["kind"] == "epoch"]

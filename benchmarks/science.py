@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from environment import RESULTS, save
 
-from seng.science import METHODS, PROBLEMS, Record, run
-from seng.science.pictures import draw_solution
+from seng.apps.science import METHODS, PROBLEMS, Record, run
+from seng.apps.science.pictures import draw_solution
 
 ASSETS = RESULTS.parent.parent / "docs" / "assets"
 POINTS = 40  # of a curve that are kept

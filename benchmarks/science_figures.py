@@ -11,8 +11,8 @@ from typing import Any
 
 from rendered import ROOT, load, render
 
-from seng.science import METHODS, PROBLEMS, Record
-from seng.science.pictures import draw_errors
+from seng.apps.science import METHODS, PROBLEMS, Record
+from seng.apps.science.pictures import draw_errors
 
 ASSETS = ROOT / "docs" / "assets"
 Row = dict[str, Any]

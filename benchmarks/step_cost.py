@@ -24,7 +24,7 @@ from torch.optim import SGD, Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 import seng
-from seng.train.models import deep_autoencoder, small_resnet
+from seng.apps.train.models import deep_autoencoder, small_resnet
 
 BATCH = 256
 EVERY = 10

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from environment import save
 
-from seng.theory import ntk_study, sketch_study, solver_study, stationarity_study
-from seng.theory.pictures import PICTURES
+from seng.apps.theory import ntk_study, sketch_study, solver_study, stationarity_study
+from seng.apps.theory.pictures import PICTURES
 
 ASSETS = Path(__file__).parent.parent / "docs" / "assets"
 

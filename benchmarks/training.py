@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 import seng
-from seng.train.config import DataConfig
-from seng.train.data import load_dataset
-from seng.train.models import deep_autoencoder
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import load_dataset
+from seng.apps.train.models import deep_autoencoder
 
 DIGIT_SEEDS = range(5)
 PICTURES, BATCH, EPOCHS = 20_000, 256, 3
@@ -36,7 +36,7 @@ PICTURES, BATCH, EPOCHS = 20_000, 256, 3
 def recipe(name: str, *options: str) -> dict[str, Any]:
     """Train a recipe in a process of its own and return its last evaluation."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "seng.cli", "train", name, "--out", f"{folder}/run", *options]
+        command = [sys.executable, "-m", "seng", "train", name, "--out", f"{folder}/run", *options]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         lines = Path(folder, "run", "metrics.jsonl").read_text().splitlines()
     last = [line for line in map(json.loads, lines) if line["kind"] == "epoch"][-1]

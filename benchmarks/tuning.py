@@ -26,13 +26,13 @@ import torch
 from environment import RESULTS, save
 from torch import Tensor
 
-from seng.recipes import build_recipe
-from seng.train import build_session, create_run, train
-from seng.train.config import RunConfig
-from seng.train.data import Dataset, Prefix, Split, load_dataset
-from seng.train.errors import DivergedError
-from seng.train.session import Session
-from seng.train.settings import override
+from seng.apps.recipes import build_recipe
+from seng.apps.train import build_session, create_run, train
+from seng.apps.train.config import RunConfig
+from seng.apps.train.data import Dataset, Prefix, Split, load_dataset
+from seng.apps.train.errors import DivergedError
+from seng.apps.train.session import Session
+from seng.apps.train.settings import override
 
 Settings = dict[str, str]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seng import SENG, Preconditioner, plan, verify
-from seng.errors import BatchError, ModelError, OrderError, SengError
+from seng.errors import BatchError, ModelError, OptionError, OrderError, SengError
 from seng.solve import CholeskyState, DirectState, EigenState, FactorisationError
 
 from .runs import backward, batch, directions, flat_gradients, loss_of, perceptron, sample_rows, snapshot, train
@@ -29,6 +29,23 @@ def frozen_model() -> nn.Module:
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
+
+
+@each_call
+@pytest.mark.parametrize(
+    "thing", [None, 3.0, "model", [nn.Linear(4, 3)], nn.Linear, torch.ones(3), perceptron().parameters()]
+)
+def test_what_is_no_module_is_refused(call: str, thing: Any) -> None:
+    with pytest.raises(
+        OptionError, match=rf"^{call[:-2]}\(\): model out of range: expected a torch.nn.Module, got '\w+'"
+    ):
+        CALLS[call](thing)
+
+
+@pytest.mark.parametrize("inputs", [None, 3.0, object(), iter([1])])
+def test_plan_refuses_what_is_no_batch(inputs: Any) -> None:
+    with pytest.raises(OptionError, match="inputs out of range: expected a tensor, or a sequence or mapping"):
+        plan(perceptron(), inputs)
 
 
 @each_call

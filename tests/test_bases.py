@@ -105,11 +105,15 @@ def test_factory_gets_the_trainable_parameters() -> None:
         seen.append(params)
         return torch.optim.RMSprop(params, lr=0.3)
 
-    with pytest.warns(UserWarning, match="lr is not used: a factory's optimizer has a rate of its own"):
-        optimizer = SENG(model, lr=99.0, base=factory)
+    optimizer = SENG(model, base=factory)
     assert [id(p) for p in seen[0]] == [id(p) for p in model.parameters() if p.requires_grad]
     assert [group["lr"] for group in optimizer.param_groups] == [0.3]
     assert isinstance(optimizer.bases[0], torch.optim.RMSprop)
+
+
+def test_rate_beside_a_factory_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"lr does not go with a factory: expected None, got 99.0\. Give it to the"):
+        SENG(perceptron(), lr=99.0, base=lambda params: torch.optim.RMSprop(params, lr=0.3))
 
 
 def test_factory_that_returns_no_optimizer_is_refused() -> None:

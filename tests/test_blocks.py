@@ -12,7 +12,7 @@ from seng import Preconditioner
 from seng.blocks import lay_out
 from seng.config import Options
 from seng.errors import ModelError, OptionError
-from seng.layers import LAYERS, layer_function
+from seng.layers import LAYERS, layer_of
 from seng.testing import LAYER_CASES
 
 
@@ -129,13 +129,13 @@ def test_compute_dtype_is_at_least_float32():
 
 
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-def test_layer_function_is_found_for_subclasses_that_keep_forward(kind: type[nn.Module]):
+def test_layer_is_found_for_subclasses_that_keep_forward(kind: type[nn.Module]):
     module = LAYER_CASES[kind][0].make_module()
-    assert layer_function(module) is LAYERS[kind]
+    assert layer_of(module) is LAYERS[kind]
     module.__class__ = type("Renamed", (kind,), {})
-    assert layer_function(module) is LAYERS[kind]
+    assert layer_of(module) is LAYERS[kind]
     module.__class__ = type("Changed", (kind,), {"forward": lambda self, x: x})
-    assert layer_function(module) is None
+    assert layer_of(module) is None
 
 
 def test_subclasses_with_a_forward_of_their_own_pass_through():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from seng import SENG, Preconditioner
 from seng.errors import CaptureError, OrderError
-from seng.layers import LAYERS
+from seng.layers import LAYERS, Layer, LayerCall
 from seng.testing import (
     EXACT,
     LAYER_CASES,
@@ -24,7 +24,6 @@ from seng.testing import (
     check_rows,
     relative_error,
 )
-from seng.types import Rows
 
 from .capturing import N, assert_same, directions, loss_of, mlp, random, uses
 
@@ -55,8 +54,9 @@ class _Then(nn.Module):
         super().__init__()
         self.layer, self.change = layer, change
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.change(self.layer(x))
+    def forward(self, *x: Tensor) -> Tensor:
+        y = self.layer(*x)
+        return self.change(y[0] if isinstance(y, tuple) else y)
 
 
 @pytest.mark.parametrize("change", IN_PLACE)
@@ -66,13 +66,14 @@ def test_capture_is_right_under_in_place_operations_on_the_output(kind: type[nn.
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, x = _Then(case.make_module(), IN_PLACE[change]).double(), case.make_input()
-        x = x.double() if x.is_floating_point() else x
+        given: Any = x if isinstance(x, tuple) else (x,)
+        given = tuple(x.double() if x.is_floating_point() else x for x in given)
 
-        def loss(model: nn.Module = model, x: Tensor = x) -> Tensor:
-            y = model(x)
-            return (y * torch.linspace(0.5, 2, y.numel()).view_as(y)).tanh().sum() / len(x)
+        def loss(model: nn.Module = model, given: Any = given) -> Tensor:
+            y = model(*given)
+            return (y * torch.linspace(0.5, 2, y.numel()).view_as(y)).tanh().sum() / len(given[0])
 
-        check_rows(model, loss, len(x))
+        check_rows(model, loss, len(given[0]))
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -108,9 +109,10 @@ class _Viewed(nn.Module):
         y = x * self.weight
         return y[:, 1:] if self.view == "part" else y.mT
 
-    def rows(self, x: Tensor, g: Tensor, wanted: tuple[str, ...], training: bool) -> Rows:
-        x, g = (x[:, 1:] if self.view == "part" else x), (g.mT if self.view == "transposed" else g)
-        return Rows(((x * g).sum(1),))
+
+def _viewed(module: nn.Module, call: LayerCall) -> dict[str, Tensor]:
+    x = call.x[:, 1:] if module.view == "part" else call.x
+    return {"weight": (x * (call.g.mT if module.view == "transposed" else call.g)).sum(1)}
 
 
 @pytest.mark.parametrize("view", ["part", "transposed", "first samples"])
@@ -118,7 +120,7 @@ class _Viewed(nn.Module):
 def test_capture_is_right_where_the_output_is_not_all_of_its_base(
     change: str, view: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(LAYERS, _Viewed, _Viewed.rows)
+    monkeypatch.setitem(LAYERS, _Viewed, Layer(_viewed))
     model, x = _Then(_Viewed(view), IN_PLACE[change]), random(1, N, 3, 4)
 
     def loss() -> Tensor:

@@ -30,6 +30,8 @@ from seng import manifest as manifests
 from seng.errors import StateError
 from seng.optim_state import alike
 
+from .pickled import HARMFUL, archive
+
 if not dist.is_available():
     pytest.skip("torch was built without torch.distributed", allow_module_level=True)
 
@@ -141,7 +143,7 @@ def test_load_changes_nothing_where_a_part_is_refused(tmp_path: Path, part: str)
     model, optimizer = _made(steps=2)
     match part:
         case "momentum":
-            optimizer.state[next(model.parameters())]["momentum_buffer"][0] = float("nan")
+            optimizer.state[next(model.parameters())]["momentum_buffer"] = torch.zeros(5)
         case "lr":
             optimizer.param_groups[0]["lr"] = -1.0
         case "curvature":
@@ -150,7 +152,9 @@ def test_load_changes_nothing_where_a_part_is_refused(tmp_path: Path, part: str)
     save(tmp_path, model, optimizer)
     other, resumed = _made(seed=1, steps=1)
     before, state = _snapshot(other), deepcopy(resumed.state_dict())
-    with pytest.raises(StateError, match="NaN in the base's state|lr of the base cannot be|curvature cannot be used"):
+    with pytest.raises(
+        StateError, match="the base could not take a step|lr of the base cannot be|curvature cannot be used"
+    ):
         load(tmp_path, other, resumed)
     assert _same(_snapshot(other), before)
     assert alike(resumed.state_dict(), state)
@@ -200,6 +204,21 @@ def test_load_runs_no_code_of_a_tensor(tmp_path: Path, folder: Path):
     with pytest.raises(StateError, match="files cannot be read or written: expected whole files, got 'rank 0: "):
         load(folder, *_made(seed=1))
     assert not mark.exists()
+
+
+def test_load_walks_through_no_key_that_holds_itself_many_times(folder: Path):
+    place = folder / "__0_0.distcp"
+    content = archive(HARMFUL["a key that holds itself"]).getvalue()
+    start = place.stat().st_size
+    place.write_bytes(place.read_bytes() + content)
+
+    def moved(plain: dict[str, Any]) -> dict[str, Any]:
+        _weight(plain)["chunks"][0][3:] = [start, len(content)]
+        return plain
+
+    _sign(folder, moved)
+    with pytest.raises(StateError, match="files cannot be read or written: .* a key that is no text or number"):
+        load(folder, *_made(seed=1))
 
 
 def _weight(plain: dict[str, Any]) -> dict[str, Any]:
@@ -275,6 +294,15 @@ def test_save_refuses_parameters_that_are_not_finite(folder: Path):
     with torch.no_grad():
         model.get_parameter("3.bias")[1] = torch.nan
     with pytest.raises(StateError, match="a parameter is not finite: expected finite numbers, got '3.bias'"):
+        save(folder, model, optimizer)
+    assert load(folder, *_made(seed=1)) == EARLIER
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_save_refuses_momentum_that_is_not_finite(folder: Path, value: float):
+    model, optimizer = _made(steps=1)
+    optimizer.state[model.get_parameter("3.bias")]["momentum_buffer"][1] = value
+    with pytest.raises(StateError, match="the optimizer's state is not finite: expected finite numbers, got 'NaN or"):
         save(folder, model, optimizer)
     assert load(folder, *_made(seed=1)) == EARLIER
 

@@ -164,6 +164,6 @@ def test_direction_that_cannot_be_solved_for_is_zero() -> None:
     curvature = pre._curvature[""]  # pyright: ignore[reportPrivateUsage]
     seen = Projection(torch.ones(curvature.factor.n if curvature.factor else 1), torch.tensor(1.0))
     broken = type(curvature)(**{**vars(curvature), "state": Broken(torch.ones(1), torch.eye(1))})
-    z, multiplier = direction(broken, seen, pre.options, 1)
-    assert not z.any()
-    assert not multiplier.any()
+    found = direction(broken, seen, pre.options, 1)
+    assert not found.z.any()
+    assert not found.multiplier.any()

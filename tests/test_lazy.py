@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import seng
-import seng.train
+import seng.apps.train
 from seng.lazy import lazy
 
 SOURCE = str(Path(seng.__file__).parent.parent)
@@ -33,7 +33,7 @@ def test_lazy_refuses_what_is_not_there(name: str):
         getattr(seng, name)
 
 
-@pytest.mark.parametrize("package", [seng, seng.train], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", [seng, seng.apps.train], ids=lambda package: package.__name__)
 def test_lazy_packages_define_all_they_export(package):
     assert all(getattr(package, name) is not None for name in package.__all__)
     assert set(package.__all__) <= set(dir(package))

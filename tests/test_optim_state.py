@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import (
@@ -21,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from seng import BASES, SENG
 from seng.errors import StateError
-from seng.optim_state import OWN
+from seng.optim_state import OWN, merged
 
 from .runs import batch, frozen, perceptron, train
 
@@ -143,6 +145,40 @@ def test_reading_the_state_of_a_new_optimizer_is_no_step(base: str) -> None:
     assert not optimizer.counters
     train(model, optimizer, range(1))
     assert optimizer.stats()["0"].samples == 8
+
+
+CPU = torch.device("cpu")
+NAMES = [f"encoder.layers.{k}.linear" for k in range(12)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(step=st.integers(0, 2**63 - 1), counts=st.lists(st.integers(0, 2**40), max_size=12), world=st.integers(1, 2**16))
+def test_new_optimizer_has_room_for_every_later_state(step: int, counts: list[int], world: int) -> None:
+    place = {"type": "Place", "strategy": "sharded", "rank": world - 1, "world": world}
+    place |= {"owners": [[name, world - 1] for name in NAMES], "apart": NAMES, "thin": NAMES}
+    parts = {"version": 1, "layout": {}, "seed": 0, "curvature": {}, "carriers": {}}
+    new = {**parts, "step": 0, "last_refresh": -1, "counters": {}, "place": {**place, "owners": [], "apart": []}}
+    counters = {f"some_counted_event_{k}": count for k, count in enumerate(counts)}
+    later = {**parts, "step": step, "last_refresh": step, "counters": counters, "place": place}
+    bases = [{"state": {}, "param_groups": [{"params": list(range(len(NAMES)))}]}]
+    shapes = [
+        [
+            own[OWN]["plain"].shape
+            for own in merged(bases, state, {name: (k, CPU) for k, name in enumerate(NAMES)})["state"].values()
+        ]
+        for state in (new, later)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_plain_values_take_a_kilobyte_a_block() -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(30)))
+    optimizer = SENG(model)
+    model(torch.randn(4, 3)).square().sum(1).mean().backward()
+    optimizer.step()
+    entries = [own[OWN] for own in optimizer.state_dict()["state"].values() if OWN in own]
+    assert len(entries) == 30
+    assert sum(x.nbytes for own in entries for x in own.values() if x.dtype == torch.uint8) < 2**13 + 30 * 2**10
 
 
 # -- torch's contract -------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import seng
 
 SOURCE = Path(seng.__file__).parent
 # what may ask for the packages of its extras
-APPLICATIONS = ("cli", "train", "recipes", "report", "science", "theory", "bench", "integrations")
+APPLICATIONS = ("apps", "cli", "__main__", "integrations")
 ALLOWED = {"torch", "jaxtyping", "seng", *sys.stdlib_module_names}
 
 

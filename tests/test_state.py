@@ -279,12 +279,48 @@ SPOILED: dict[str, Spoil] = {
     "damping as vector": lambda s: entry(s).update(damping=torch.ones(3, dtype=torch.float64)),
     "mean as float": lambda s: entry(s).update(mean=0.1),
     "samples as text": lambda s: entry(s).update(samples="8"),
+    # finite, but made by no refresh and no step
+    "negative eigenvalues": lambda s: entry(s)["state"].update(values=-entry(s)["state"]["values"]),
+    "eigenvalues of another precision": lambda s: entry(s)["state"].update(values=entry(s)["state"]["values"].float()),
+    "eigenvectors out of proportion": lambda s: entry(s)["state"].update(vectors=5 * entry(s)["state"]["vectors"]),
+    "samples out of proportion": lambda s: entry(s)["factor"].update(g=1e20 * entry(s)["factor"]["g"]),
+    "mean above the largest": lambda s: entry(s).update(peak=entry(s)["peak"] / 2),
+    "row sums as number": lambda s: entry(s).update(row_sums=3.0),
+    "curvature of a later step": lambda s: entry(s).update(step=99),
+    "curvature of a step before the first": lambda s: entry(s).update(step=-1),
+    "more samples than there are": lambda s: entry(s).update(samples=2**70),
+    "bias as number": lambda s: entry(s)["factor"].update(bias=5),
+    "scale as flag": lambda s: entry(s)["factor"].update(scale=True),
+    "infinite momentum": lambda s: s["bases"][0]["state"][0]["momentum_buffer"].fill_(float("inf")),
+    "negative momentum": lambda s: s["bases"][0]["param_groups"][0].update(momentum=-0.5),
+    "negative weight decay": lambda s: s["bases"][0]["param_groups"][0].update(weight_decay=-1.0),
     "bases as dict": lambda s: s.update(bases={}),
     "base as number": lambda s: s.update(bases=[3]),
     "base as text": lambda s: s.update(bases=["sgd"]),
     "momentum as text": lambda s: s["bases"][0]["state"][0].update(momentum_buffer="fast"),
     "momentum as list": lambda s: s["bases"][0]["state"][0].update(momentum_buffer=[1.0]),
 }
+
+
+@pytest.mark.parametrize("count", [-1.0, float("inf"), 2.0**70])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_count_of_steps_that_no_run_has_taken_is_refused(count: Any, as_tensor: bool) -> None:
+    model, optimizer = saved_run(base="adamw")
+    state = copy.deepcopy(optimizer.state_dict())
+    state = {key: state[key] for key in ("bases", "preconditioner")}
+    state["bases"][0]["state"][0]["step"] = torch.tensor(count) if as_tensor else count
+    before = snapshot(model, optimizer)
+    with pytest.raises(StateError, match="the base's (count of steps cannot be used|state is not finite)"):
+        optimizer.load_state_dict(state)
+    assert snapshot(model, optimizer) == before
+
+
+def test_settings_that_are_none_by_default_may_be_given_and_taken_back() -> None:
+    _, optimizer = saved_run(base=lambda params: torch.optim.Adafactor(params, lr=0.01))
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.param_groups[0]["eps"] = (1e-8, 1e-3)
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["eps"] == (None, 1e-3)
 
 
 @pytest.mark.parametrize("spoiled", SPOILED)

@@ -226,7 +226,7 @@ def test_layers_of_width_zero_change_nothing_for_the_rest(
     torch.manual_seed(0)
     model = Narrow(widths, bias).double()
     optimizer = seng.SENG(model, lr=0.01, **options)
-    named = [name for names in optimizer.preconditioner._layout.signature().values() for name in names]
+    named = [name for names in optimizer.preconditioner.layout.signature().values() for name in names]
     assert named == [name for name, p in model.named_parameters() if p.numel()]
     losses = []
     for step in range(15):

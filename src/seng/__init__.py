@@ -2,9 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from .former import install
 from .lazy import lazy
 
 if TYPE_CHECKING:
+    from . import layers as layers
+    from . import testing as testing
     from .bases import BASES
     from .config import Options
     from .distribution import Distributed, Global, Local, Sharded
@@ -41,6 +44,8 @@ else:
             "verify": "verification",
         },
     )
+
+install()
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -91,13 +91,10 @@ class _FusedWhereRight(Optimizer):
                 group["fused"] = True
 
     def _fusable(self, group: dict[str, Any]) -> bool:
-        return all(p.grad is None or self._fits(p, p.grad) for p in group["params"])
-
-    def _fits(self, p: Tensor, grad: Tensor) -> bool:
-        held = (x for x in self.state.get(p, {}).values() if isinstance(x, Tensor))
-        return (
-            _dense(p) and _aligned(p, grad) and all(_aligned(p, x) if x.dim() else x.device == p.device for x in held)
-        )
+        for p in group["params"]:
+            if p.grad is not None and not _alike(p, p.grad, self.state.get(p, {}).values()):
+                return False
+        return True
 
 
 class FusedSGD(_FusedWhereRight, SGD):
@@ -108,31 +105,37 @@ class FusedSGD(_FusedWhereRight, SGD):
     """
 
     def _fusable(self, group: dict[str, Any]) -> bool:
-        used = [p for p in group["params"] if p.grad is not None]
-        begun = {self.state.get(p, {}).get("momentum_buffer") is not None for p in used}
+        begun = set()
+        for p in group["params"]:
+            if p.grad is not None:
+                begun.add(self.state.get(p, {}).get("momentum_buffer") is not None)
+                if not p.is_cuda and p.dtype not in FULL_PRECISION:
+                    return False
         return len(begun) < 2 and super()._fusable(group)
-
-    def _fits(self, p: Tensor, grad: Tensor) -> bool:
-        return (p.is_cuda or p.dtype in FULL_PRECISION) and super()._fits(p, grad)
 
 
 class FusedAdamW(_FusedWhereRight, AdamW):
     """torch's AdamW, fused where that is right."""
 
 
-def _dense(p: Tensor) -> bool:
-    """Return whether the parameter fills its memory, by rows or with its channels last."""
+def _alike(p: Tensor, grad: Tensor, held: Iterable[Any]) -> bool:
+    """Return whether gradient and state lie in memory as the parameter does, and that fills its memory."""
     last = CHANNELS_LAST.get(p.dim())
-    return p.is_contiguous() or (last is not None and p.is_contiguous(memory_format=last))
-
-
-def _aligned(p: Tensor, x: Tensor) -> bool:
-    """Return whether a tensor lies in memory as the parameter does."""
-    if x.layout is not torch.strided or x.shape != p.shape or x.dtype != p.dtype:
+    if not p.is_contiguous() and (last is None or not p.is_contiguous(memory_format=last)):
         return False
-    return x.stride() == p.stride() or all(
-        a == b for size, a, b in zip(p.shape, p.stride(), x.stride(), strict=True) if size > 1
-    )
+    for x in (grad, *held):
+        if not isinstance(x, Tensor):
+            continue
+        if x is not grad and x.dim() == 0:  # such as the number of steps
+            if x.device != p.device:
+                return False
+        elif x.layout is not torch.strided or x.shape != p.shape or x.dtype != p.dtype:
+            return False
+        elif x.stride() != p.stride():
+            axes = zip(p.shape, p.stride(), x.stride(), strict=True)
+            if any(a != b for size, a, b in axes if size > 1):
+                return False
+    return True
 
 
 def muon(model: nn.Module, settings: BaseSettings) -> list[Optimizer]:
@@ -306,12 +309,17 @@ def load_base(base: Optimizer, state: Mapping[str, Any]) -> None:
     Raises:
         StateError: With this state the base could not take a step; it may have been loaded in part.
     """
-    if anywhere(state, torch.isnan):
-        raise refusal("NaN in the base's state", "numbers", "NaN")
+    if not sound(base, state):
+        raise refusal("the base's state is not finite", "finite numbers", "NaN or inf")
     if {"state", "param_groups"} <= state.keys():
         _load_groups(base, state)
     else:  # a form of the base's own
         base.load_state_dict(dict(state))
+
+
+def sound(base: Optimizer, state: Any) -> bool:
+    """Return whether a base can go on from these numbers; only those of strangers may hold what is infinite."""
+    return not anywhere(state, (lambda x: ~x.isfinite()) if rehearsable(base) else torch.isnan)
 
 
 def _load_groups(base: Optimizer, state: Mapping[str, Any]) -> None:
@@ -327,13 +335,22 @@ def _load_groups(base: Optimizer, state: Mapping[str, Any]) -> None:
     base.load_state_dict({**state, "param_groups": [g | form for g, form in zip(groups, forms, strict=True)]})
     for group, mine in zip(base.param_groups, own, strict=True):
         for key, value in mine.items():
-            if key in base.defaults and key != "params" and not _of_a_kind(group.get(key), value):
+            kinds = (value, base.defaults.get(key, value))
+            if key in base.defaults and not any(_of_a_kind(group.get(key), like) for like in kinds):
                 raise refusal(f"{key} of the base cannot be used", f"something like {value!r}", group.get(key))
         if not _of_a_kind(group.get("lr", 0.0), 0.0) or group.get("lr", 0.0) < 0:
             raise refusal("lr of the base cannot be used", "a number >= 0", group["lr"])
+        if rehearsable(base):
+            _require_settings(base, group)
         for p in group["params"] if rehearsable(base) else ():
             if p.requires_grad or base.state.get(p):
                 _require_usable(base, group, p)
+
+
+def value_of(x: Any) -> Any:
+    """Return the number in a real tensor of one that has a value, and anything else as it is."""
+    one = isinstance(x, Tensor) and x.numel() == 1 and x.is_floating_point() and not x.is_meta
+    return x.item() if one else x
 
 
 def _of_a_kind(x: Any, like: Any) -> bool:
@@ -345,8 +362,24 @@ def _of_a_kind(x: Any, like: Any) -> bool:
     return is_number(x) or (isinstance(x, Tensor) and x.numel() == 1 and bool(x.isfinite()))
 
 
+def _require_settings(base: Optimizer, group: dict[str, Any]) -> None:
+    """Raise StateError where no base could have been made with a group's settings."""
+    known = signature(type(base)).parameters
+    every = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
+    names = [key for key in base.defaults if key not in FORMS and (every or key in known)]
+    settings = {key: group[key] for key in names}
+    try:
+        type(base)([nn.Parameter(torch.zeros(2, 2))], **settings)  # pyright: ignore[reportCallIssue]
+    except Exception as error:
+        expected = f"settings of {type(base).__name__}"
+        raise refusal(f"settings of the base cannot be used: {error}", expected, settings) from error
+
+
 def _require_usable(base: Optimizer, group: dict[str, Any], p: Tensor) -> None:
     """Raise StateError where the base cannot go on from what it holds of a parameter."""
+    step = value_of(base.state.get(p, {}).get("step", 0))
+    if not is_number(step) or not 0 <= step < 2**53:
+        raise refusal("the base's count of steps cannot be used", "a number >= 0, below 2^53", step)
     held = {key: copy.deepcopy(own_part(x) if isinstance(x, Tensor) else x) for key, x in base.state.get(p, {}).items()}
     probe = nn.Parameter(torch.zeros_like(own_part(p)))
     probe.grad = torch.zeros_like(probe)

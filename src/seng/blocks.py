@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
+from operator import attrgetter
 
 import torch
 from torch import nn
@@ -12,10 +14,43 @@ from torch import nn
 from .capture import Watched
 from .config import Options, Selector
 from .errors import ModelError, OptionError, OrderError
-from .layers import LAYERS, UNSUPPORTED_CONTAINERS, layer_function
+from .layers import LAYERS, UNSUPPORTED_CONTAINERS, Layer, Names, layer_of, parameter_of
 from .wrappers import Cut, cut_of, sharded
 
 Fingerprint = list[tuple[nn.Module, str, "nn.Parameter | None", bool]]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Parameters of one module whose gradients come together.
+
+    Args:
+        watched: The module.
+        wanted: Names of the parameters within it.
+    """
+
+    watched: Watched
+    wanted: Names
+
+    @property
+    def name(self) -> str:
+        """Name of what the capture gives of them."""
+        return self.watched.key(self.wanted)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
+        return self.watched.module
+
+    @property
+    def layer(self) -> Layer:
+        """How the module gives the gradients."""
+        return self.watched.layer
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters."""
+        return tuple(attrgetter(name)(self.module) for name in self.wanted)
 
 
 @dataclass(frozen=True)
@@ -23,16 +58,16 @@ class Block:
     """Parameters preconditioned together: those of one layer, or of all layers that share one.
 
     Args:
-        name: Qualified name of the first module.
+        name: Qualified name of the first member.
         parameters: Trainable parameters, each once.
         parameter_names: Their qualified names.
-        members: The modules, each with the positions of its parameters in ``parameters``.
+        members: Parts of modules, each with the positions of its parameters in ``parameters``.
     """
 
     name: str
     parameters: tuple[nn.Parameter, ...]
     parameter_names: tuple[str, ...]
-    members: tuple[tuple[Watched, tuple[int, ...]], ...]
+    members: tuple[tuple[Member, tuple[int, ...]], ...]
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -48,7 +83,7 @@ class Block:
             == [(entry.module, entry.wanted) for entry, _ in other.members]
         )
 
-    @property
+    @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """How each parameter is cut among the ranks; empty where every rank has all of them."""
         return tuple(cut for p in self.parameters if (cut := cut_of(p)) is not None)
@@ -100,7 +135,7 @@ class Layout:
         for name, block in self.blocks.items():
             for member, slots in block.members:
                 held = [block.parameters[k] for k in slots]
-                pairs = zip((getattr(member.module, key) for key in member.wanted), held, strict=True)
+                pairs = zip(member.parameters, held, strict=True)
                 if any(new is not old and sharded(new) and not sharded(old) for new, old in pairs):
                     raise OrderError(
                         call, "a module has other parameters than it had", expected="those the optimizer was made with",
@@ -196,35 +231,61 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
         child: reason
         for _, module in modules
         for kind, reason in UNSUPPORTED_CONTAINERS.items()
-        if isinstance(module, kind)
+        if isinstance(module, kind) and layer_of(module) is None
         for child in module.modules()
     }
     lists = {name for name, module in modules if isinstance(module, nn.ModuleList)}
-    watched = []
+    watched, claimed = [], set()
     for name, module in modules:
-        held = {key: p for key, p in module._parameters.items() if p is not None and p.numel()}
-        own = {key: p for key, p in held.items() if p.requires_grad and p.numel()}
-        function = layer_function(module)
-        wanted = tuple(key for key in ("weight", "bias") if key in own)
-        if not own and (function is None or not {"weight", "bias"} & held.keys()):
+        if module in claimed:
+            continue
+        layer = layer_of(module)
+        children = claimed_by(module, layer)
+        claimed.update(children)
+        own = [p for m in (module, *children) for p in m._parameters.values() if p is not None]
+        own = [p for p in own if p.requires_grad and p.numel()]
+        held = [] if layer is None else _present(module, layer)
+        if not own and not held:
             continue
         if module in inside:
             reason = inside[module]
-        elif any(p.is_complex() for p in own.values()):
+        elif any(p.is_complex() for p in own):
             reason = "complex parameters are not supported"
-        elif function is None:
+        elif layer is None:
             reason = f"{type(module).__name__} is not supported"
+        elif (why := layer.unsupported(module)) is not None:
+            reason = why
+        elif layer.reads and any(sharded(p) for p in own):
+            reason = f"{type(module).__name__} is supported with whole parameters alone"
         elif options.include is not None and not _matches(name, module, options.include):
             reason = "not included"
         elif _matches(name, module, options.exclude):
             reason = "excluded"
         else:
             reason = f"{type(module).__name__} computes its own weight"
-            if wanted or not own:
-                assert function is not None
-                watched.append(Watched(name, module, function, wanted, _family(name, lists)))
-        reasons.update(dict.fromkeys(own.values(), reason))
+            trained = [tuple(key for key in part if attrgetter(key)(module).requires_grad) for part in held]
+            parts = tuple(part for part in trained if part)
+            if parts or not own:
+                watched.append(Watched(name, module, layer, parts, _family(name, lists)))
+        reasons.update(dict.fromkeys(own, reason))
     return watched
+
+
+def _present(module: nn.Module, layer: Layer) -> list[Names]:
+    """Return the parts of a layer as far as the module has their parameters."""
+
+    def there(name: str) -> bool:
+        p = parameter_of(module, name)
+        return p is not None and p.numel() > 0
+
+    parts = [tuple(filter(there, part)) for part in layer.parts(module)]
+    return [part for part in parts if part]
+
+
+def claimed_by(module: nn.Module, layer: Layer | None) -> list[nn.Module]:
+    """Return the submodules whose parameters the module reads itself: its layer names them with a path."""
+    paths = {name.split(".")[0] for part in (layer.parts(module) if layer else ()) for name in part if "." in name}
+    return [child for path in sorted(paths) for child in module.get_submodule(path).modules()]
 
 
 def _family(name: str, lists: set[str]) -> str:
@@ -241,7 +302,7 @@ def _without_foreign_uses(
     reasons: dict[nn.Parameter, str],
 ) -> list[Watched]:
     """Leave out modules that share a parameter, directly or through others, with a module that is not captured."""
-    captured = {entry.module for entry in watched}
+    captured = {child for entry in watched for child in (entry.module, *claimed_by(entry.module, entry.layer))}
     foreign = {
         p: name
         for name, module in modules
@@ -250,31 +311,41 @@ def _without_foreign_uses(
         if p is not None
     }
     while True:
-        shared = [entry for entry in trained if any(getattr(entry.module, key) in foreign for key in entry.wanted)]
+        shared = [entry for entry in trained if any(p in foreign for p in _parameters(entry))]
         if not shared:
             return trained
         for entry in shared:
-            own = [getattr(entry.module, key) for key in entry.wanted]
+            own = _parameters(entry)
             name = next(foreign[p] for p in own if p in foreign)
             reasons.update(dict.fromkeys(own, f"shared with {name or 'the model itself'}, which is not captured"))
             foreign |= {p: entry.name for p in own if p not in foreign}
         trained = [entry for entry in trained if entry not in shared]
 
 
+def _parameters(entry: Watched) -> list[nn.Parameter]:
+    return [attrgetter(name)(entry.module) for name in entry.wanted]
+
+
 def _group(watched: list[Watched], names: dict[nn.Parameter, str]) -> dict[str, Block]:
-    """Join modules that share a parameter."""
-    groups: list[tuple[set[nn.Parameter], list[Watched]]] = []
+    """Join parts that share a parameter, and those of one module that are preconditioned together."""
+    groups: list[tuple[set[nn.Parameter], list[Member]]] = []
     for entry in watched:
-        own = {getattr(entry.module, key) for key in entry.wanted}
-        joined = [group for group in groups if group[0] & own]
-        groups = [group for group in groups if not group[0] & own]
-        members = [member for group in joined for member in group[1]] + [entry]
-        groups.append((own.union(*(group[0] for group in joined)), members))
+        parts = [Member(entry, part) for part in entry.parts]
+        for together in [parts] if entry.layer.joint else [[member] for member in parts]:
+            own = {p for member in together for p in member.parameters}
+            joined = [group for group in groups if group[0] & own]
+            groups = [group for group in groups if not group[0] & own]
+            members = [member for group in joined for member in group[1]] + together
+            groups.append((own.union(*(group[0] for group in joined)), members))
     blocks = {}
     for _, members in groups:
-        parameters = list(dict.fromkeys(getattr(member.module, key) for member in members for key in member.wanted))
+        parameters = list(dict.fromkeys(p for member in members for p in member.parameters))
         index = {parameter: k for k, parameter in enumerate(parameters)}
-        slots = tuple((m, tuple(index[getattr(m.module, key)] for key in m.wanted)) for m in members)
-        block = Block(members[0].name, tuple(parameters), tuple(names[p] for p in parameters), slots)
+        slots = tuple((m, tuple(index[p] for p in m.parameters)) for m in members)
+        joint = all(m.watched is members[0].watched for m in members)
+        block = Block(
+            members[0].watched.name if joint and members[0].layer.joint else members[0].name,
+            tuple(parameters), tuple(names[p] for p in parameters), slots,
+        )  # fmt: skip
         blocks[block.name] = block
     return blocks

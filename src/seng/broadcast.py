@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SPENT = -1  # version of a use that records nothing more
 PAIRED = (
     *(Tensor.__add__, Tensor.__radd__, Tensor.add, Tensor.__iadd__, Tensor.add_, torch.add),
     *(Tensor.__sub__, Tensor.__rsub__, Tensor.sub, Tensor.__isub__, Tensor.sub_, torch.sub),
@@ -71,9 +70,8 @@ def _expand(
     if shape[0] != samples:
         return output
     whole = output.expand(shape)
-    ids = use.x.expand(samples, *shape[1:-1])
-    own = type(use)(ids, ids._version, use.training, use.wanted, use.leaves)
-    use.version = SPENT  # the record of the lookup itself is void
+    own = use.reading(use.x.expand(samples, *shape[1:-1]))
+    use.spent = True  # the record of the lookup itself is void
     whole.register_hook(lambda grad: receive(own, grad))
     return whole
 

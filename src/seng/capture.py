@@ -15,100 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
-from torch.utils._pytree import tree_leaves
 
-from .broadcast import SPENT, as_table
-from .compiled import register, tap
+from .broadcast import as_table
+from .compiled import record, register, tensors_of, watch
 from .errors import CaptureError
 from .hooks import Hook, exporting, transformed
-from .layers import LayerFunction
+from .layers import Layer, Names, UnsupportedCall, gradients_of, parameter_of
+from .records import Call, MicroBatch, Use, hookable, mapped, shapes_of, taken
 from .types import LayerIO, join_batches, join_uses
-
-
-@dataclass(eq=False)
-class Use:
-    """One call of a layer: its input, and the gradient of its output once backward has passed.
-
-    Args:
-        x: The input.
-        version: Version counter of the input when the layer read it.
-        training: Mode of the module.
-        wanted: Names of the module's parameters that required gradients.
-        leaves: The autograd nodes that accumulate into these parameters; None where those are withheld.
-        g: The output gradients that are in ``.grad``.
-        loose: Those that were cleared, or taken by ``torch.autograd.grad``.
-    """
-
-    x: Tensor
-    version: int
-    training: bool
-    wanted: tuple[str, ...]
-    leaves: tuple[Node, ...] | None
-    g: Tensor | None = None
-    loose: Tensor | None = None
-
-    def void(self) -> None:
-        """Move what was recorded to what is not in ``.grad``."""
-        if self.g is not None:
-            self.loose = self.g if self.loose is None else self.loose + self.g
-            self.g = None
-
-    def end(self) -> None:
-        """Let go of the tensors, and record nothing more: the graph's hooks keep the record while the loss lives."""
-        self.x, self.g, self.loose, self.version = self.x.new_empty(0), None, None, SPENT
-
-
-@dataclass
-class Call:
-    """Sizes of the tensors that the model as a whole was given and returned.
-
-    Args:
-        given: Dimension 0 of each.
-        second: Dimension 1 of the first.
-        returned: Dimension 0 of each output.
-    """
-
-    given: list[int] = field(default_factory=list)
-    second: int | None = None
-    returned: list[int] = field(default_factory=list)
-
-    def samples(self, counts: Sequence[int]) -> int:
-        """Return the number of samples.
-
-        Args:
-            counts: Dimension 0 of the inputs of all layers, in the order of backward.
-        """
-        if not counts or set(counts) == {1}:
-            return len(counts[:1])
-        last, known = counts[0], [size for size in self.given if size in counts]
-        if not known:  # where the model was called in parts the last layer counts; else no layer has the samples
-            return self.given[0] if self.given else last
-        given = max(known, key=known.count)
-        pooled = self.returned == [last] and last < given
-        return last if last == self.second or pooled else given
-
-
-@dataclass(eq=False)
-class MicroBatch:
-    """Uses of each layer in one forward phase, in the order in which backward reached them.
-
-    Args:
-        call: What the model was given and returned, where it was called as a whole.
-        uses: By layer.
-        started: Whether backward has reached it.
-    """
-
-    call: Call
-    uses: dict[str, list[Use]] = field(default_factory=dict)
-    started: bool = False
-
-    def __iter__(self) -> Any:
-        return (use for uses in self.uses.values() for use in uses)
 
 
 @dataclass(frozen=True)
@@ -118,16 +38,27 @@ class Watched:
     Args:
         name: Qualified name.
         module: The module.
-        function: Its entry in the layer table.
-        wanted: Names of its trainable parameters.
+        layer: Its entry in the layer table.
+        parts: Names of its trainable parameters, those whose gradients come together as one tuple.
         family: What it has in common with the same layer of other members of a ModuleList, as experts are; or "".
     """
 
     name: str
     module: nn.Module
-    function: LayerFunction
-    wanted: tuple[str, ...]
+    layer: Layer
+    parts: tuple[Names, ...]
     family: str = ""
+
+    @property
+    def wanted(self) -> Names:
+        """Names of all its trainable parameters."""
+        return tuple(name for part in self.parts for name in part)
+
+    def key(self, part: Names) -> str:
+        """Return the name of a part: the module's, where it is the only one."""
+        if len(self.layer.parts(self.module)) == 1:
+            return self.name
+        return f"{self.name}.{part[0]}" if self.name else part[0]
 
 
 @dataclass(frozen=True)
@@ -135,7 +66,7 @@ class Captured:
     """What the layers gave since the last step.
 
     Args:
-        layers: By qualified module name.
+        layers: By name of the part, as ``Watched.key`` gives it.
         samples: Number of samples of all micro-batches; a layer that some did not use has fewer columns.
         refused: Why layers were left out, by name.
         loose: Whether there are gradients that were cleared, or taken by ``torch.autograd.grad``.
@@ -173,6 +104,7 @@ class Capture:
         self._refused: dict[str, str] = {}
         self._handles: dict[str, list[Any]] = {}
         self._held_back: dict[str, list[nn.Parameter]] = {}
+        self._random: dict[str, Any] = {}  # states of random generators, of layers that are being called
         self._withheld, self._witnesses = withheld, list(witnesses)
         self._compiled: dict[int, tuple[MicroBatch, str, Use]] = {}
         self._numbers: dict[str, int] = {}  # by which compiled graphs know the layers
@@ -205,7 +137,7 @@ class Capture:
         handles = [entry.module.register_forward_hook(after, with_kwargs=True, prepend=True)]
         if entry.name in self._withheld:
             before = Hook(partial(self._withhold, entry), self)
-            restore = Hook(partial(self._restore, entry.name), self)
+            restore = Hook(partial(self._restore, entry.name))
             handles += [
                 entry.module.register_forward_pre_hook(before),
                 entry.module.register_forward_hook(restore, always_call=True),
@@ -237,78 +169,99 @@ class Capture:
     @property
     def holds_records(self) -> bool:
         """Whether a backward pass was recorded and not yet collected."""
-        return any(use.g is not None or use.loose is not None for batch in self._batches for use in batch)
+        return any(use.grads or use.loose for batch in self._batches for use in batch)
 
     # -- forward --------------------------------------------------------------------------------------------------
 
     def _note_given(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.armed or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        shapes = _shapes((args, kwargs))
+        shapes = shapes_of((args, kwargs))
         given = [shape[0] for shape in shapes]
         if self._open is not None and self._open.call.given[:1] != given[:1]:  # other samples than those before
             self._open = None
         self._call = Call(given, shapes[0][1] if shapes and len(shapes[0]) > 1 else None)
 
     def _note_returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.armed and not torch.compiler.is_compiling():
-            self._call.returned = [shape[0] for shape in _shapes(output)]
+        if not torch.compiler.is_compiling():
+            self._call.returned = [shape[0] for shape in shapes_of(output)]
 
-    # the test of `armed` is all that a compiled graph keeps of an idle hook
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not self.armed or exporting():
+        if exporting():
             return None
         if torch.compiler.is_compiling() and name not in self._withheld:
-            return self._tap(name, module, args[0] if args else kwargs["input"], output)
+            return self._tap(name, module, args, kwargs, output)
         return self._record(name, module, args, kwargs, output)
 
-    def _tap(self, name: str, module: nn.Module, x: Tensor, output: Any) -> Any:
+    def _tap(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Let a compiled graph record the call when it runs."""
-        if not (torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad):
+        several = isinstance(output, tuple)
+        outputs = output if several else (output,)
+        if not (torch.is_grad_enabled() and isinstance(outputs[0], Tensor) and outputs[0].requires_grad):
             return None
-        return tap(output, x.detach(), self._key, self._numbers[name], module.training)[0]
+        tensors, places = tensors_of(args, kwargs)
+        inputs = [x.detach() for x in tensors]
+        call = record(inputs, places, self._key, self._numbers[name], module.training)
+        watched = [
+            watch(x, call, self._key, k) if isinstance(x, Tensor) and x.requires_grad else x
+            for k, x in enumerate(outputs)
+        ]
+        return tuple(watched) if several else watched[0]
 
-    def record_compiled(self, layer: int, x: Tensor, training: bool) -> int:
-        """Take the input of a layer's call while a compiled graph runs; return the call's number."""
+    def record_compiled(self, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> int:
+        """Take the inputs of a layer's call while a compiled graph runs; return the call's number."""
         entry = self._by_number[layer]
-        wanted = self._wanted(entry.name, entry.module)
+        wanted = self._wanted(entry)
         if not self.armed or not wanted:
             return -1
         self._enter_phase()
         call = len(self._compiled)
-        self._compiled[call] = (self._batch(), entry.name, Use(x, x._version, training, wanted, None))
+        versions = tuple((x, x._version) for x in (*args, *kwargs.values()) if x is not None)
+        self._compiled[call] = (self._batch(), entry.name, Use(args, kwargs, versions, training, wanted, None))
         return call
 
-    def receive_compiled(self, call: int, grad: Tensor) -> None:
-        """Take the gradient of the output of a call while a compiled graph runs backward."""
+    def receive_compiled(self, call: int, output: int, grad: Tensor) -> None:
+        """Take the gradient of an output of a call while a compiled graph runs backward."""
         if call in self._compiled:
             batch, name, use = self._compiled[call]
-            self._receive(batch, name, use, grad)
+            use.outputs = max(use.outputs, output + 1)
+            self._receive(batch, name, use, output, grad)
 
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]  # compiled, it would read version counters when it is compiled
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if transformed() or module is not self._watched[name].module:  # a copy of the model took the hooks along
+        entry = self._watched[name]
+        if transformed() or module is not entry.module:  # a copy of the model took the hooks along
             return None
         self._enter_phase()
-        if not (torch.is_grad_enabled() and isinstance(output, Tensor)):
+        if not torch.is_grad_enabled():
             return None
         withheld = bool(self._held_back.get(name))
-        if not output.requires_grad:
-            if not withheld:
-                return None
+        if withheld and isinstance(output, Tensor) and not output.requires_grad:
             output = _Source.apply(output, torch.empty(0, requires_grad=True))
-        wanted = self._wanted(name, module)
+        wanted = self._wanted(entry)
         if not wanted:
             return None
-        batch, x = self._batch(), (args[0] if args else kwargs["input"]).detach()
-        if torch.is_autocast_enabled(x.device.type):  # autograd saves a cast copy, and lets the original change
-            x = x.clone()
+        batch, memo = self._batch(), {}
+        inputs, named = taken(args, memo), taken(kwargs, memo)
+        versions = tuple((x, x._version) for x in memo.values())
         leaves = None if withheld else self._leaves(module, wanted)
-        use = Use(x, x._version, module.training, wanted, leaves)
-        output, source = _hookable(output)
+        use = Use(inputs, named, versions, module.training, wanted, leaves, self._random.pop(name, None), 0)
+        output = mapped(output, partial(self._hooked, batch, name, use))
+        if not use.outputs:
+            self._refused[name] = f"its output is a {type(output).__name__}"
+        elif isinstance(module, nn.Embedding):
+            return as_table(output, use, batch.call.given, lambda own, grad: self._receive(batch, name, own, 0, grad))
+        return output
+
+    def _hooked(self, batch: MicroBatch, name: str, use: Use, output: Tensor) -> Tensor:
+        """Return an output of a call to pass on; its gradient will be recorded."""
+        place = use.outputs
+        use.outputs += 1
+        if not output.requires_grad:
+            return output
+        output, source = hookable(output)
         shape = output.shape
-        source.register_hook(lambda grad: self._receive(batch, name, use, grad.reshape(shape)))
-        if isinstance(module, nn.Embedding):
-            return as_table(output, use, batch.call.given, partial(self._receive, batch, name))
+        source.register_hook(lambda grad: self._receive(batch, name, use, place, grad.reshape(shape)))
         return output
 
     def _enter_phase(self) -> None:
@@ -326,25 +279,20 @@ class Capture:
             self._open = MicroBatch(self._call)
         return self._open
 
-    def _wanted(self, name: str, module: nn.Module) -> tuple[str, ...]:
-        held = self._held_back.get(name, ())
-        own = ((key, getattr(module, key, None)) for key in ("weight", "bias"))  # tensors, under functional_call
+    def _wanted(self, entry: Watched) -> Names:
+        held = self._held_back.get(entry.name, ())
+        own = [(key, parameter_of(entry.module, key)) for part in entry.layer.parts(entry.module) for key in part]
         return tuple(
-            key
-            for key, p in own
-            if isinstance(p, Tensor)
-            and p.numel()
-            and key in module._parameters
-            and (p.requires_grad or any(p is q for q in held))
+            key for key, p in own if p is not None and p.numel() and (p.requires_grad or any(p is q for q in held))
         )
 
     def _leaves(self, module: nn.Module, wanted: tuple[str, ...]) -> tuple[Node, ...]:
-        return tuple(get_gradient_edge(getattr(module, key)).node for key in wanted)
+        return tuple(get_gradient_edge(attrgetter(key)(module)).node for key in wanted)
 
     def _withhold(self, entry: Watched, module: nn.Module, args: Any) -> None:
         """Let a module compute with parameters that require no gradient, for the time of its call."""
         dual = torch.autograd.forward_ad._current_level >= 0
-        if module is entry.module and self.armed and torch.is_grad_enabled() and not dual and not transformed():
+        if module is entry.module and torch.is_grad_enabled() and not dual and not transformed():
             held = (module._parameters.get(key) for key in entry.wanted)
             own = [p for p in held if isinstance(p, nn.Parameter) and p.requires_grad]  # no tensors of functional_call
             self._held_back[entry.name] = own
@@ -357,8 +305,8 @@ class Capture:
 
     # -- backward -------------------------------------------------------------------------------------------------
 
-    def _receive(self, batch: MicroBatch, name: str, use: Use, grad: Tensor) -> None:
-        if not self.armed or grad.numel() == 0 or use.version == SPENT:
+    def _receive(self, batch: MicroBatch, name: str, use: Use, output: int, grad: Tensor) -> None:
+        if not self.armed or grad.numel() == 0 or use.spent:
             return
         if torch._C._functorch.is_legacy_batchedtensor(grad):  # type: ignore[attr-defined]  # many rows of a Jacobian
             return
@@ -371,9 +319,7 @@ class Capture:
             self._batches.append(batch)
         if not any(use is known for known in batch.uses.setdefault(name, [])):
             batch.uses[name].append(use)
-        kind = "g" if accumulates else "loose"
-        old, grad = getattr(use, kind), grad.detach()
-        setattr(use, kind, grad if old is None else old + grad)
+        use.receive(output, grad.detach(), loose=not accumulates)
 
     def _begin_pass(self) -> None:
         """At the start of a backward pass, void what was recorded before the gradients were cleared."""
@@ -381,7 +327,7 @@ class Capture:
             return
         self._in_backward = True
         torch.autograd.Variable._execution_engine.queue_callback(self._end_pass)
-        if not any(use.g is not None for batch in self._batches for use in batch):
+        if not any(use.grads for batch in self._batches for use in batch):
             return
         gone = {name for name, entry in self._watched.items() if self._cleared(entry)}
         for batch in self._batches:
@@ -396,15 +342,15 @@ class Capture:
         """Return whether a module's ``.grad`` was cleared, to None or to zeros, since something was captured."""
         own: Iterable[Any] = self._witnesses
         if entry.name not in self._withheld:
-            own = [p for p in entry.module._parameters.values() if p is not None]
+            own = [p for key in entry.wanted if (p := parameter_of(entry.module, key)) is not None]
         own = [p for p in own if p.requires_grad]
         if not own or any(hasattr(p, "device_mesh") for p in own):  # sharded gradients come later
             return False
         grads = [p.grad for p in own if p.grad is not None]
         if not grads:
             return True
-        uses = [use for batch in self._batches for use in batch.uses.get(entry.name, ()) if use.g is not None]
-        return bool(uses) and not any(_any(g) for g in grads) and any(_any(use.g) for use in uses)
+        seen = [g for batch in self._batches for use in batch.uses.get(entry.name, ()) for g in use.grads.values()]
+        return bool(seen) and not any(map(_any, grads)) and any(map(_any, seen))
 
     # -- what a step takes ----------------------------------------------------------------------------------------
 
@@ -421,8 +367,8 @@ class Capture:
             CaptureError: A layer's input was overwritten after the layer had read it.
         """
         every = [use for batch in self._batches for use in batch]
-        extra = any(use.loose is not None for use in every)
-        loose = extra and (loose or all(use.g is None for use in every))
+        extra = any(use.loose for use in every)
+        loose = extra and (loose or not any(use.grads for use in every))
         joined: dict[str, list[LayerIO]] = {}
         samples = 0
         for batch in self._batches:
@@ -430,8 +376,12 @@ class Capture:
             samples += size
             for name, io in layers.items():
                 joined.setdefault(name, []).append(io)
-        layers = {name: join_batches(ios) for name, ios in joined.items() if name not in self._refused}
-        return Captured(layers, samples, dict(self._refused), extra and not loose)
+        refused = {
+            entry.key(part): self._refused[name]
+            for name, entry in self._watched.items() if name in self._refused for part in entry.parts
+        }  # fmt: skip
+        layers = {key: join_batches(ios) for key, ios in joined.items() if key not in refused}
+        return Captured(layers, samples, refused, extra and not loose)
 
     def release(self) -> None:
         """Forget what was collected."""
@@ -442,34 +392,44 @@ class Capture:
 
     def _layers(self, batch: MicroBatch, loose: bool, once: bool) -> tuple[dict[str, LayerIO], int]:
         """Return what the layers gave in one micro-batch, and its number of samples; ``once``: records end."""
-        found: dict[str, list[LayerIO]] = {}
+        found: dict[str, list[dict[Names, LayerIO]]] = {}
         for name, uses in batch.uses.items():
             entry = self._watched.get(name)
-            taken = [(use, g) for use in uses if (g := _gradient(use, loose)) is not None]
+            taken = [(use, grads) for use in uses if (grads := use.gradients(loose)) is not None]
             if entry is not None and taken and all(use.wanted == entry.wanted for use, _ in taken):
-                found[name] = [self._io(entry, *taken.pop(0), once) for _ in range(len(taken))]
-        size = batch.call.samples([io.n for ios in found.values() for io in ios])
-        for name, ios in found.items():
-            odd = next((io.n for io in ios if io.n != size), None)
+                try:
+                    found[name] = [self._gradients(entry, *taken.pop(0), once) for _ in range(len(taken))]
+                except UnsupportedCall as reason:
+                    self._refused[name] = str(reason)
+        counts = {name: [next(iter(given.values())).n for given in gave] for name, gave in found.items()}
+        size = batch.call.samples([n for own in counts.values() for n in own])
+        for name, own in counts.items():
+            odd = next((n for n in own if n != size), None)
             if odd is not None:
                 self._refused[name] = f"dimension 0 of its input has {odd} entries where the batch has {size} samples"
         odd_families = {self._watched[name].family for name in self._refused} - {""}
         for name in found.keys() - self._refused.keys():
             if self._watched[name].family in odd_families:  # sizes that agree by accident, as those of experts may
                 self._refused[name] = "dimension 0 of the inputs of layers like it is not the batch"
-        return {name: join_uses(ios) for name, ios in found.items() if name not in self._refused}, size
+        return {
+            self._watched[name].key(part): join_uses([given[part] for given in gave])
+            for name, gave in found.items() if name not in self._refused for part in gave[0]
+        }, size  # fmt: skip
 
-    def _io(self, entry: Watched, use: Use, g: Tensor, once: bool) -> LayerIO:
-        if use.x._version != use.version and "weight" in entry.wanted:  # gradients of a bias need no input
+    def _gradients(
+        self, entry: Watched, use: Use, grads: tuple[Tensor | None, ...], once: bool
+    ) -> dict[Names, LayerIO]:
+        if use.overwritten and set(entry.wanted) != {"bias"}:  # gradients of a bias need no input
+            version = next(version for x, version in use.versions if x._version != version)
             raise CaptureError(
                 "step()", "a layer's input was modified in place after the layer had read it",
-                expected=f"version {use.version}", got=use.x._version, layer=entry.name,
-                fix="Make that operation out of place, or exclude the layer",
+                expected=f"version {version}", got=next(x._version for x, v in use.versions if x._version != v),
+                layer=entry.name, fix="Make that operation out of place, or exclude the layer",
             )  # fmt: skip
-        io = entry.function(entry.module, use.x, g, entry.wanted, use.training)
+        found = gradients_of(entry.layer, entry.module, use.call(grads), entry.parts, entry.name)
         if once:
             use.end()
-        return io
+        return found
 
 
 class _Source(torch.autograd.Function):
@@ -495,33 +455,5 @@ def _accumulates(leaves: tuple[Node, ...] | None) -> bool | None:
         return False
 
 
-def _gradient(use: Use, loose: bool) -> Tensor | None:
-    if not loose or use.loose is None:
-        return use.g
-    return use.loose if use.g is None else use.g + use.loose
-
-
-def _any(x: Tensor | None) -> bool:
-    return x is not None and bool((x.coalesce().values() if x.is_sparse else x).any())
-
-
-def _shapes(value: Any) -> list[torch.Size]:
-    """Return the shapes of the tensors in a nested structure, without those of scalars."""
-    return [x.shape for x in tree_leaves(value) if isinstance(x, Tensor) and x.dim()]
-
-
-def _hookable(output: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output to pass on, and the tensor whose hook sees its gradient.
-
-    An in-place operation on a view reroutes the gradient past the view, to its base: then the base is hooked, or,
-    where the view is not the whole of it in order, a copy is passed on.
-    """
-    if not output._is_view():
-        return output, output
-    base = output._base
-    assert base is not None
-    whole = base.requires_grad and base.numel() == output.numel()
-    if whole and base.is_contiguous() and output.is_contiguous():
-        return output, base
-    copy = output.clone()
-    return copy, copy
+def _any(x: Tensor) -> bool:
+    return bool((x.coalesce().values() if x.is_sparse else x).any())

@@ -26,13 +26,14 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.optim import Optimizer
 
+from .bases import sound
 from .distributed import several_ranks
 from .errors import RankError, SengError, StateError
 from .manifest import PARTIAL, Manifest, Reader, commit, digest_of, read_manifest, refusal, stage
 from .optimizer import SENG
 from .preconditioner import Preconditioner
 from .refreshing import move
-from .state import relocated, unpack
+from .state import anywhere, relocated, unpack
 from .wrappers import sharded, unwrap
 
 TENSOR = "$tensor"  # in plain values: the key under which a tensor is kept
@@ -62,7 +63,7 @@ def save(
         extra: Plain values of the first rank: numbers, texts, lists and dictionaries.
 
     Raises:
-        StateError: A parameter is not finite, or the files cannot be written.
+        StateError: A parameter, momentum or curvature is not finite, or the files cannot be written.
         RankError: Another rank is gone or too slow.
 
     Cost: each rank writes the curvature it holds, its part of what is cut, and a share of what all hold alike, and
@@ -76,6 +77,7 @@ def save(
     for k, base in enumerate(bases):
         plain["bases"].append(_flatten(_named(base, names), f"base{k}", tensors))
     state = preconditioner.state_dict()
+    curvature = state["curvature"]
     for part in BLOCKS:
         for block, packed in state.pop(part).items():
             key = f"rank{rank}/{part}/{block}::"
@@ -86,6 +88,8 @@ def save(
 
     def prepare() -> None:
         _require_finite(names)
+        if not all(sound(base, base.state_dict()) for base in bases) or anywhere(curvature, lambda x: ~x.isfinite()):
+            raise _diverged("the optimizer's state is not finite", "NaN or infinity")
         if rank == 0:
             stage(folder)
 
@@ -333,8 +337,12 @@ def _require_finite(names: Mapping[Tensor, str]) -> None:
     for p, name in names.items():
         local = cast("Any", p).to_local() if sharded(p) else p
         if not bool(local.detach().isfinite().all()):
-            fix = "Go on from the last checkpoint, with a lower lr or more damping"
-            raise StateError(SAVE, "a parameter is not finite", expected="finite numbers", got=name, fix=fix)
+            raise _diverged("a parameter is not finite", name)
+
+
+def _diverged(problem: str, got: str) -> StateError:
+    fix = "Go on from the last checkpoint, with a lower lr or more damping"
+    return StateError(SAVE, problem, expected="finite numbers", got=got, fix=fix)
 
 
 def _agreed(call: str, act: Callable[[], T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from functools import cached_property
 from inspect import Parameter, signature
 from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
@@ -181,7 +182,7 @@ class Options:
         """
         if not callable(self.damping):
             return self.damping
-        value = _scheduled(call, "damping", self.damping, step)
+        value = scheduled(call, "damping", self.damping, step)
         if not is_number(value) or value <= 0:
             raise OptionError(
                 call, "damping schedule out of range", expected="a number > 0", got=value,
@@ -197,7 +198,7 @@ class Options:
         """
         if not callable(self.refresh_every):
             return self.refresh_every
-        value = _scheduled(call, "refresh_every", self.refresh_every, step)
+        value = scheduled(call, "refresh_every", self.refresh_every, step)
         if not is_count(value):
             raise OptionError(
                 call, "refresh_every schedule out of range", expected="an integer >= 1", got=value,
@@ -225,7 +226,12 @@ class Options:
         """How many positions are kept, each a sample; None where positions are summed."""
         return self.estimator.rows if self.positions == "expand" else None
 
-    @property
+    @cached_property
+    def has_schedules(self) -> bool:
+        """Whether an option follows a schedule."""
+        return callable(self.damping) or callable(self.refresh_every)
+
+    @cached_property
     def natural(self) -> bool:
         """Whether directions carry the scale of (F + lambda I)^-power g."""
         return self.scale == "natural" or (self.scale == "auto" and self.power < 1)
@@ -298,7 +304,12 @@ def shows_options(function: F) -> F:
     return function
 
 
-def _scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
+def scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
+    """Return a schedule's value at a step, numbers of other libraries as Python's.
+
+    Raises:
+        OptionError: The schedule failed.
+    """
     try:
         return plain(value_at(schedule, step))
     except Exception as error:

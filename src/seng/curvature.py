@@ -80,11 +80,11 @@ def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
 
 def member_io(block: Block, layers: Mapping[str, LayerIO]) -> dict[int, LayerIO]:
     """Return what the members of a block gave; alike ones are joined at the position of the first of their kind."""
-    kinds = [(slots, watched.function) for watched, slots in block.members]
+    kinds = [(slots, member.layer) for member, slots in block.members]
     found: dict[int, list[LayerIO]] = {}
-    for kind, (watched, _) in zip(kinds, block.members, strict=True):
-        if watched.name in layers:
-            found.setdefault(kinds.index(kind), []).append(layers[watched.name])
+    for kind, (member, _) in zip(kinds, block.members, strict=True):
+        if member.name in layers:
+            found.setdefault(kinds.index(kind), []).append(layers[member.name])
     counts = [io.n for ios in found.values() for io in ios]
     if len(set(counts)) > 1:
         raise BatchError(

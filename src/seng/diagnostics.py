@@ -12,23 +12,10 @@ from torch import Tensor, nn
 from .blocks import Layout
 from .config import Options
 from .curvature import Curvature, damping_at
-from .direction import Seen
+from .direction import Direction
 from .estimators import Choice
-from .solve import SolveState, spectrum
 
 TOP = 5  # eigenvalues reported
-
-
-@dataclass(frozen=True)
-class Use:
-    """The last use of a curvature: what it saw of g, the coefficients z of the direction g + U z, and K.
-
-    K is kept because a refresh after the step may already have replaced the curvature.
-    """
-
-    seen: Seen
-    z: Tensor
-    state: SolveState
 
 
 @dataclass(frozen=True)
@@ -60,9 +47,9 @@ class LayerStats:
     spectrum: Float[Tensor, " n"] = field(repr=False, compare=False)
 
 
-def layer_stats(curvature: Curvature, use: Use | None, options: Options, step: int, skipped: int) -> LayerStats:
+def layer_stats(curvature: Curvature, use: Direction | None, options: Options, step: int, skipped: int) -> LayerStats:
     """Compute the statistics of one block. Cost: n^3 where the state holds no eigenvalues."""
-    values = spectrum(curvature.state).double()
+    values = curvature.state.spectrum().double()
     damping = damping_at(options, max(step - 1, 0), curvature.mean).double()
     total = (values + damping).clamp(min=torch.finfo(values.dtype).tiny)
     return LayerStats(
@@ -79,7 +66,7 @@ def layer_stats(curvature: Curvature, use: Use | None, options: Options, step: i
     )
 
 
-def _cosine(use: Use) -> float:
+def _cosine(use: Direction) -> float:
     """Return g.d / (|g| |d|) for d = g + U z, from n-vectors alone."""
     g2, y = use.seen.square, use.seen.y
     inner = g2 + torch.dot(y, use.z)

@@ -18,7 +18,7 @@ from .curvature import Curvature, damping_at
 from .factors import Factor
 from .linalg import metric_length
 from .sketch import generator_for
-from .solve import DirectState, FactorisationError, coefficients, coefficients_together
+from .solve import DirectState, FactorisationError, SolveState, coefficients_together
 from .types import Grads
 
 MEAN = 1 + 1e-4  # multiples of the samples' mean that are it, up to rounding
@@ -84,12 +84,27 @@ def project(
     return Projection(factor.mv(grads), square)
 
 
-def direction(
-    curvature: Curvature, seen: Seen, options: Options, step: int, ranks: int = 1
-) -> tuple[Float[Tensor, " n"], Tensor]:
-    """Return z and the multiplier of d = multiplier (g + U z), both finite; both 0 where one cannot be computed.
+@dataclass(frozen=True)
+class Direction:
+    """A block's direction d = multiplier (g + U z), not yet formed.
 
-    The trust cap is in the multiplier, except for sketched factors: theirs is ``shortening``.
+    Args:
+        seen: What the curvature sees of g.
+        z: Coefficients of U.
+        multiplier: 0-d.
+        state: The factorisation of K; a refresh may replace the curvature before anybody asks about it.
+        capped: Whether the trust cap is in the multiplier; else it is still to be found, by ``shortening``.
+    """
+
+    seen: Seen
+    z: Float[Tensor, " n"]
+    multiplier: Tensor
+    state: SolveState
+    capped: bool = True
+
+
+def direction(curvature: Curvature, seen: Seen, options: Options, step: int, ranks: int = 1) -> Direction:
+    """Return the direction, finite; z and the multiplier are both 0 where one cannot be computed.
 
     Args:
         curvature: The block's.
@@ -98,27 +113,33 @@ def direction(
         step: The step, for what follows a schedule.
         ranks: How many ranks' samples are pooled, for losses that are sums.
     """
-    damping = _damping(curvature, options, step)
-    frozen = curvature.factor is not None and curvature.factor.frozen_damping
-    mean = seen if isinstance(seen, MeanProjection) else None
-    if mean is not None and curvature.row_solution is not None:
-        z = curvature.row_solution * mean.weight
-    else:
-        of_z = curvature.damping if frozen else damping
-        try:
-            z = coefficients(curvature.state, seen.y, of_z, options.power, options.tolerance)
-        except FactorisationError:
-            return torch.zeros_like(seen.y), torch.zeros_like(damping)
-    multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
+    damping = curvature.damping if step == curvature.step else damping_at(options, step, curvature.mean)
+    state, z_one, mean = curvature.state, None, seen if isinstance(seen, MeanProjection) else None
+    capped = options.trust is None or not is_sketched(curvature)
     known = mean is not None and mean.own and options.trust is not None and options.trust >= 1  # q <= 1
-    if options.trust is not None and not known and not is_sketched(curvature):
-        z_one = z if options.power == 1.0 else coefficients(curvature.state, seen.y, damping, 1.0)
+    capping = options.trust is not None and capped and not known
+    try:
+        if mean is not None and curvature.row_solution is not None:
+            z = curvature.row_solution * mean.weight
+            z_one = state.coefficients(seen.y, damping, 1.0) if capping else None
+        elif capping:
+            z, z_one = state.with_metric(seen.y, damping, options.power, options.tolerance)
+        else:
+            frozen = curvature.factor is not None and curvature.factor.frozen_damping
+            of_z = curvature.damping if frozen else damping
+            z = state.coefficients(seen.y, of_z, options.power, options.tolerance)
+    except FactorisationError:
+        return Direction(seen, torch.zeros_like(seen.y), torch.zeros_like(damping), state, capped)
+    multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
+    if z_one is not None:
         q = metric_length(seen.square, seen.y, z_one, damping)
         multiplier = multiplier * _cap(q, options, curvature, ranks)
     total = z.sum() * multiplier
-    if not total.is_cuda:  # reading its value waits for nothing
-        return (z, multiplier) if isfinite(float(total)) else (torch.zeros_like(z), torch.zeros_like(multiplier))
-    return torch.where(total.isfinite(), z, 0.0), torch.where(total.isfinite(), multiplier, 0.0)
+    if total.is_cuda:
+        z, multiplier = torch.where(total.isfinite(), z, 0.0), torch.where(total.isfinite(), multiplier, 0.0)
+    elif not isfinite(float(total)):  # reading its value waits for nothing
+        z, multiplier = torch.zeros_like(z), torch.zeros_like(multiplier)
+    return Direction(seen, z, multiplier, state, capped)
 
 
 def is_sketched(curvature: Curvature) -> bool:
@@ -142,7 +163,7 @@ def shortening(curvature: Curvature, formed: Grads, options: Options, step: int,
     Cost: p; for powers above 1/2 a product with U^T.
     """
     assert curvature.factor is not None
-    damping = _damping(curvature, options, step)
+    damping = curvature.damping if step == curvature.step else damping_at(options, step, curvature.mean)
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(x) for x in formed]))
     if options.power <= 0.5:
         q = norm / damping.sqrt()
@@ -158,10 +179,6 @@ def _cap(q: Tensor, options: Options, curvature: Curvature, ranks: int) -> Tenso
     if options.loss_reduction == "sum":
         q = q * ranks / curvature.samples
     return (options.trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
-
-
-def _damping(curvature: Curvature, options: Options, step: int) -> Tensor:
-    return curvature.damping if step == curvature.step else damping_at(options, step, curvature.mean)
 
 
 def solve_rows(held: Mapping[str, Curvature], options: Options) -> dict[str, Curvature]:

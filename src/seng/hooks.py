@@ -27,13 +27,15 @@ class Hook:
 
     Args:
         act: What is called in its place.
-        owner: Whose hook it is.
+        owner: Whose hook it is: it acts while its owner is armed. None: it always does.
     """
 
     def __init__(self, act: Callable[..., Any], owner: Recorder | None = None):
         self._act, self.owner = act, owner
 
     def __call__(self, *args: Any) -> Any:
+        if self.owner is not None and not self.owner.armed:  # all that a compiled graph keeps of an idle hook
+            return None
         return self._act(*args)
 
     @property

@@ -9,6 +9,7 @@ comes last; only then are the files of an earlier checkpoint replaced.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from .errors import StateError
 from .files import write_atomically
+from .pickles import require_tensors
 
 MANIFEST, PARTIAL = "seng.manifest", ".partial"
 PIECE = 2**20  # bytes that are read at a time
@@ -62,7 +64,7 @@ class Manifest:
 
 
 class Reader(FileSystemReader):
-    """Reads tensors where a manifest says they are; no pickle is read but those of tensors, with ``weights_only``."""
+    """Reads tensors where a manifest says they are; no pickle is read but those of tensors, bounded by their bytes."""
 
     def __init__(self, folder: Path, metadata: Metadata):
         super().__init__(folder)
@@ -70,6 +72,14 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         return self._metadata
+
+    def _slice_file(self, file: Any, sinfo: _StorageInfo) -> Any:
+        """Return one tensor's part of a file, which torch then unpickles."""
+        file.seek(sinfo.offset)
+        part = io.BytesIO(file.read(sinfo.length))
+        require_tensors(part)
+        part.seek(0)
+        return part
 
 
 def stage(folder: Path) -> Path:

@@ -2,7 +2,12 @@
 
 Tools that read optimizers, torch.distributed.checkpoint first of all, keep "state" and "param_groups", nothing else.
 What the preconditioner holds of a block is therefore kept there, too, with the block's first parameter: its tensors,
-and its plain values as JSON in a tensor of bytes, which every such tool can store.
+and its plain values as JSON in a tensor of bytes, which every such tool can store. What concerns no block is kept with
+the first one.
+
+Such tools read a checkpoint into the state of another optimizer, often a new one, and tensors of other sizes do not
+fit. What an optimizer without curvature holds, too, is therefore padded to a size that follows from the model alone,
+and all else has keys of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +25,12 @@ from torch.optim import Optimizer
 from .state import refusal, relocated
 
 OWN = "seng"  # in a parameter's state: the preconditioner's part
-PLAIN = "plain"  # in that: the plain values
+PLAIN = "plain"  # in that: the plain values, those of a new optimizer, too
+HELD = "held"  # beside them: the plain values of the block's curvature, where there is any
 TENSOR = "$tensor"  # in those: the key of the tensor in this place
 AXES = "$axes"  # beside it: the number of its axes
-ROOM = 2**14  # bytes of plain values come in multiples: what was saved later fits where a reader made room earlier
+ROOM, ROOM_PER_BLOCK = 2**12, 64  # bytes for step, seed and counters; for what ranks say of a block beside its name
+MULTIPLE = 2**8  # of bytes, for plain values of curvature: larger numbers need no more of them
 BLOCKS = ("curvature", "carriers")  # what a preconditioner's state holds by block
 
 
@@ -92,9 +99,12 @@ def merged(
         state |= base["state"]
     common = {key: value for key, value in preconditioner.items() if key not in (*BLOCKS, "layout")}
     common["held"] = len(preconditioner["curvature"])
-    for block, (place, device) in places.items():
+    room = ROOM + sum(ROOM_PER_BLOCK + 3 * len(json.dumps(block)) for block in places)  # ranks name a block 3 times
+    for k, (block, (place, device)) in enumerate(places.items()):
+        plain = {"block": block} if k else {"block": block, "common": common}
         own = {part: preconditioner[part][block] for part in BLOCKS if block in preconditioner[part]}
-        state[place] = {**state[place], OWN: _encode({"block": block, "common": common, **own}, device)}
+        encoded = {PLAIN: _to_bytes(plain, 1 if k else room, device), **(_encode(own, device) if own else {})}
+        state[place] = {**state[place], OWN: encoded}
     return {"state": state, "param_groups": groups}
 
 
@@ -116,7 +126,7 @@ def split(whole: Mapping[str, Any], bases: Sequence[Optimizer], layout: Any) -> 
     entries = [_decode(held[OWN]) for held in state.values() if held.get(OWN)]
     if not entries:
         raise refusal("not a whole state of seng", f"entries {OWN!r} of parameters", "none")
-    common = entries[0]["common"]
+    [common] = [own["common"] for own in entries if "common" in own]
     held = common.pop("held")
     parts = {part: {own["block"]: own[part] for own in entries if part in own} for part in BLOCKS}
     preconditioner = {**common, "layout": layout, **parts}
@@ -158,13 +168,17 @@ def _encode(value: Any, device: torch.device) -> dict[str, Tensor]:
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    text = json.dumps([plain(value), len(tensors)]).encode()
-    text = text.ljust(-(-len(text) // ROOM) * ROOM)  # JSON may end in blanks
-    return {PLAIN: torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device), **tensors}
+    return {HELD: _to_bytes(plain(value), MULTIPLE, device), **tensors}
 
 
-def _decode(encoded: Mapping[str, Any]) -> Any:
-    """Undo ``_encode``, without what is held by block where tensors are missing."""
+def _to_bytes(plain: Any, multiple: int, device: torch.device) -> Tensor:
+    text = json.dumps(plain).encode()
+    text = text.ljust(-(-len(text) // multiple) * multiple)  # JSON may end in blanks
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+
+
+def _decode(encoded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``merged`` keeps with a block, without curvature where some of it is missing."""
 
     def whole(value: Any) -> Any:
         if isinstance(value, dict) and TENSOR in value:
@@ -174,7 +188,12 @@ def _decode(encoded: Mapping[str, Any]) -> Any:
             return {key: whole(item) for key, item in value.items()}
         return [whole(item) for item in value] if isinstance(value, list) else value
 
-    value, tensors = json.loads(bytes(encoded[PLAIN].tolist()))
-    if len(encoded) <= tensors:
-        value = {key: item for key, item in value.items() if key not in BLOCKS}
-    return whole(value)
+    own = _from_bytes(encoded[PLAIN])
+    try:
+        return own | (whole(_from_bytes(encoded[HELD])) if HELD in encoded else {})
+    except KeyError:  # no room was made for a tensor
+        return own
+
+
+def _from_bytes(x: Tensor) -> Any:
+    return json.loads(bytes(x.tolist()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from inspect import signature
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back
+from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back, value_of
 from .checks import is_number, plain
 from .config import OptionKeywords, Options, shows_options
 from .diagnostics import Coverage, LayerStats
@@ -22,6 +22,7 @@ from .events import few
 from .optim_state import BaseStates, alike, merged, numbered, split
 from .preconditioner import Preconditioner
 from .state import refusal, relocated, require_bounded
+from .wrappers import unwrap
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,7 +41,7 @@ class SENG(Optimizer):
         model: The model itself (not its parameters): curvature comes from hooks on its layers. Create the optimizer
             before the first forward pass, and before ``torch.compile``.
         lr: Learning rate of the base, >= 0: a number, or a tensor of one. By default 0.1 for "sgd", 0.003 for "adamw"
-            and 0.02 for "muon".
+            and 0.02 for "muon". None beside a factory.
         momentum: Of the SGD base, in [0, 1).
         nesterov: Of the SGD base.
         weight_decay: Of the base, >= 0.
@@ -75,20 +76,19 @@ class SENG(Optimizer):
         base_options: dict[str, Any] | None = None,
         **options: Unpack[OptionKeywords],
     ):
-        if not isinstance(model, nn.Module):
-            raise OptionError(
-                "SENG()", "model out of range", expected="a torch.nn.Module", got=type(model).__name__,
-                fix="Pass the model, not its parameters",
-            )  # fmt: skip
+        unwrap(model, "SENG()")
         lr, momentum, weight_decay = plain(lr), plain(momentum), plain(weight_decay)
-        _require("lr", lr, lr is None or _in_range(_value(lr)), "a number >= 0, or None for the base's default")
+        _require("lr", lr, lr is None or _in_range(value_of(lr)), "a number >= 0, or None for the base's default")
         _require("momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
         _require("weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
         _require("nesterov", nesterov, isinstance(nesterov, bool), "True or False")
         _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
         _require("base_options", base_options, isinstance(base_options, dict | None), "a dict or None")
         if callable(base) and lr is not None:
-            warnings.warn("seng: lr is not used: a factory's optimizer has a rate of its own", stacklevel=2)
+            raise OptionError(
+                "SENG()", "lr does not go with a factory", expected="None", got=lr,
+                fix="Give it to the optimizer that the factory makes",
+            )  # fmt: skip
         if lr is None:
             lr = LEARNING_RATES.get(base, 0.0) if isinstance(base, str) else 0.0
         settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
@@ -106,6 +106,7 @@ class SENG(Optimizer):
         self.bases = bases
         self._share_groups()
         self._model, self._layout = model, self.preconditioner.layout
+        self._foreign = [base for base in bases if not rehearsable(base)]
         self._frozen = [p for p in model.parameters() if not p.requires_grad]
 
     @property
@@ -141,8 +142,6 @@ class SENG(Optimizer):
     def _warn_of_strays(self) -> None:
         """Name parameters that came to the model after creation and are in no group: nothing moves them."""
         layout = self.preconditioner.layout
-        if layout is self._layout:
-            return
         known = {p for group in self.param_groups for p in group["params"]} | set(self._layout.named().values())
         self._layout = layout
         if strays := [name for name, p in layout.named().items() if p not in known]:
@@ -166,21 +165,18 @@ class SENG(Optimizer):
                 loss = closure()
             if loss is not None and not isfinite(float(loss.detach() if isinstance(loss, Tensor) else loss)):
                 spoiled = "the loss is not finite"
-        with self._whole_or_not_at_all():
+        # bases of this library do not raise; only where there are others copies are made
+        with taken_back(self._foreign, self.preconditioner.mark()) if self._foreign else nullcontext():
             if (spoiled is None and self.preconditioner.idle()) or self.preconditioner.step(spoiled):
                 for base in self.bases:
                     base.step()
-        self._warn_of_strays()
+        if self.preconditioner.layout is not self._layout:
+            self._warn_of_strays()
         return loss
 
     def _not_in_groups(self) -> list[str]:
         held = {id(p) for group in self.param_groups for p in group["params"]}
         return [name for name, p in self.preconditioner.layout.named().items() if id(p) not in held]
-
-    def _whole_or_not_at_all(self) -> AbstractContextManager[None]:
-        """Take all back where a step raises. Bases of this library do not raise; only for others copies are made."""
-        strange = [base for base in self.bases if not rehearsable(base)]
-        return taken_back(strange, self.preconditioner.mark()) if strange else nullcontext()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and what was captured along with them."""
@@ -302,12 +298,6 @@ class SENG(Optimizer):
             if not alike(merged(numbered(bases), preconditioner, self._places()), given):
                 raise refusal("its two forms differ", f"the same in {sorted(own)} and {sorted(torchs)}", "another")
         return bases, preconditioner
-
-
-def _value(lr: Any) -> Any:
-    """Return the number in a real tensor of one, and anything else as it is."""
-    one = isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point()
-    return lr.item() if one else lr
 
 
 def _in_range(value: Any, high: float = float("inf")) -> bool:

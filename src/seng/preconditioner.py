@@ -19,27 +19,15 @@ from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Capture
 from .config import OptionKeywords, Options, shows_options
 from .curvature import Curvature, as_captured, block_io, converted
-from .diagnostics import Coverage, LayerStats, Use, coverage, layer_stats
-from .direction import MeanProjection, Seen, direction, is_sketched, project, shortening
+from .diagnostics import Coverage, LayerStats, coverage, layer_stats
+from .direction import Direction, MeanProjection, direction, project, shortening
 from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
 from .errors import OrderError, RankError
 from .events import Events, listed
 from .factors import Kronecker
-from .gradients import (
-    all_finite,
-    block_gradients,
-    cuts,
-    densify,
-    passing,
-    present,
-    square,
-    squared,
-    targets,
-    whole_gradients,
-    write_back,
-)
+from .gradients import BlockGradients, Gradients, collect, lacking, square
 from .hooks import recorders
-from .refreshing import Facts, NoRefresh, Reach, Refreshes, Sharing, ThinCorrections, go_on
+from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, bounds_passing, go_on
 from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
@@ -50,13 +38,22 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Ready:
-    """What a step works on: gradients, their squares, what the hooks captured for a refresh, and what is solved."""
+class StepInputs:
+    """What a step works on.
 
-    grads: dict[str, Grads]
-    squares: dict[str, Tensor]
-    taken: Taken
-    solved: dict[str, tuple[Use, Tensor]] = field(default_factory=dict)
+    Args:
+        gradients: Those in ``.grad``.
+        taken: What the hooks captured for a refresh.
+        due: Whether the curvature is to be refreshed.
+        once: Whether curvature made now serves this step alone.
+        solved: By block, what was solved while the ranks agreed.
+    """
+
+    gradients: Gradients = field(default_factory=Gradients)
+    taken: Taken = field(default_factory=Taken)
+    due: bool = False
+    once: bool = False
+    solved: dict[str, Direction] = field(default_factory=dict)
 
 
 class Preconditioner:
@@ -74,6 +71,9 @@ class Preconditioner:
             compiling.
         call: What errors name as the call at fault.
         **options: See ``seng.Options``.
+
+    Attributes:
+        layout: The model as it was last looked at; another object once it has changed.
 
     Raises:
         OptionError: An option is unknown or out of range.
@@ -103,14 +103,14 @@ class Preconditioner:
         self._capture = Capture(layout.watched, self._reweighted, self._model, _witnesses(layout, self._reweighted))
         weakref.finalize(self, self._capture.close)
         self._use(layout, chosen, strategy)
-        self._uses: dict[str, Use] = {}
+        self._uses: dict[str, Direction] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._step = 0
         self._last_refresh = -1
 
     def _use(self, layout: Layout, options: Options, strategy: Strategy) -> None:
         """Work with these blocks from now on."""
-        self._layout = layout
+        self.layout, self._options = layout, options
         self._sharing = Sharing(layout, options, strategy, self._reweighted)
         self._reach = Reach(list(layout.blocks))
         self._thin = ThinCorrections(layout)
@@ -125,12 +125,12 @@ class Preconditioner:
             ModelError, OptionError: Nothing is left to precondition, or a selector matches no module any more.
             OrderError: ``fully_shard`` has replaced the parameters.
         """
-        if self._layout.describes(self._model):
+        if self.layout.describes(self._model):
             return
-        self._layout.require_current(call)
-        if self._layout.sharded:  # fully_shard swaps parameters all the time
+        self.layout.require_current(call)
+        if self.layout.sharded:  # fully_shard swaps parameters all the time
             return
-        layout, old, curvature = lay_out(self._model, self.options, call), self._layout, self._curvature
+        layout, old, curvature = lay_out(self._model, self.options, call), self.layout, self._curvature
         kept = {name for name, block in layout.blocks.items() if block.same_as(old.blocks.get(name))}
         kept &= curvature.keys() if self.strategy.world == 1 else set()
         span = self.span
@@ -145,13 +145,12 @@ class Preconditioner:
         if kept != set(layout.blocks):
             self._last_refresh, self._capture.armed = -1, True  # what is new gets curvature once its samples are there
 
-    def _follow_dtype(self) -> None:
+    def _follow_dtype(self, dtypes: dict[str, torch.dtype]) -> None:
         """Convert held curvature where the model was moved to another dtype."""
-        before, self._dtypes = self._dtypes, {name: b.compute_dtype for name, b in self._layout.blocks.items()}
-        for name in self._curvature.keys() & self._dtypes.keys():
-            dtype = self._dtypes[name]
-            if before.get(name, dtype) != dtype:
-                self._curvature[name] = converted(self._curvature[name], dtype)
+        before, self._dtypes = self._dtypes, dtypes
+        for name in self._curvature.keys() & dtypes.keys():
+            if before.get(name, dtypes[name]) != dtypes[name]:
+                self._curvature[name] = converted(self._curvature[name], self.layout.blocks[name].compute_dtype)
 
     @property
     def span(self) -> Callable[[str], AbstractContextManager[Any]]:
@@ -165,25 +164,20 @@ class Preconditioner:
     @property
     def options(self) -> Options:
         """The options in force."""
-        return self._sharing.options
+        return self._options
 
     @options.setter
     def options(self, options: Options) -> None:
-        self._sharing.options = options
+        self._options = self._sharing.options = options
 
     @property
     def _curvature(self) -> dict[str, Curvature]:
         return self._refreshes.curvature
 
     @property
-    def layout(self) -> Layout:
-        """The model as it was last looked at; another object once it has changed."""
-        return self._layout
-
-    @property
     def blocks(self) -> dict[str, Block]:
         """What is preconditioned together, by name."""
-        return self._layout.blocks
+        return self.layout.blocks
 
     @property
     def strategy(self) -> Strategy:
@@ -215,47 +209,52 @@ class Preconditioner:
             RankError: Another rank raised an error, is gone, or has other options.
         """
         self.join_ranks("step()")
-        ready, agreed = self.strategy.together(partial(self._prepare, spoiled))
-        if self._reach.known and not self._refresh_due():  # meanwhile the ranks agree
-            self._solve_ahead(ready)
+        strategy = self._sharing.strategy
+        inputs, agreed = strategy.together(partial(self._prepare, spoiled))
+        if self._reach.known and not inputs.due:  # meanwhile the ranks agree
+            self._solve_ahead(inputs)
         if not agreed():
             return self.skip(spoiled or "a gradient is not finite")
-        if not self._reach.known and not self._go_on(ready.taken.samples):
+        if not self._reach.known and not self._go_on(inputs):
             return self.skip("curvature is made anew, and the batch was not captured for it")
-        due = self._refresh_due()
-        refresh = self._begin_refresh(ready) if due else NoRefresh()
-        if refresh.fresh:
+        refresh = self._begin_refresh(inputs) if inputs.due else None
+        fresh = refresh is not None and refresh.fresh
+        if refresh and fresh:
             refresh.shared()
             refresh.at_once()
-        travelling = {name: own for name, own in present(self._layout).items() if name not in self._thin}
-        updates, done = self.strategy.updates(travelling, cuts(self._layout)), set()
-        for name, block in self._layout.blocks.items():
-            if refresh.fresh:
+        updates, done = self._updates(inputs.gradients) if strategy.several else None, set()
+        for name, block in self.layout.blocks.items():
+            if refresh and fresh:
                 refresh.block(name)
-            if name in ready.grads:
-                written = self._precondition(block, ready, updates, refresh.fresh)
+            if name in inputs.gradients.blocks:
+                written = self._write(block, inputs, updates, fresh)
             else:
                 written = name in self._reweighted and self._reweight(block)
             done |= {name} if written else set()
-            updates.ready(name, written)
-            refresh.block(name)
-        if refresh.fresh:
+            if updates:
+                updates.ready(name, written)
+            if refresh and not fresh:
+                refresh.block(name)
+        if refresh and fresh:
             refresh.finish()
-        self._share(updates, ready, done)
-        if not refresh.fresh:
+        if updates:
+            done = self._share(updates, inputs.gradients)
+        self._pass_through(inputs.gradients, done)
+        if refresh and not fresh:
             refresh.finish()
-        self._last_refresh = self._step if refresh.taken else self._last_refresh
+        self._reach.spent = inputs.once
+        self._last_refresh = self._step if refresh else self._last_refresh
         self._step += 1
         self._capture.armed = self._refresh_due()
         return True
 
-    def _begin_refresh(self, ready: Ready) -> NoRefresh:
+    def _begin_refresh(self, inputs: StepInputs) -> Refresh | None:
         """Leave out samples that do not add up to the gradients, and agree with the other ranks on the rest."""
-        taken = ready.taken
+        taken = inputs.taken
         for name in self._samples.settle(taken, self.strategy, self.options):
             self._curvature.pop(name, None)
             self._reach.forget(name)
-        idle = taken.samples == 0 and not any(bool(square) for square in ready.squares.values())
+        idle = taken.samples == 0 and not any(bool(own.square) for own in inputs.gradients.blocks.values())
         return self._refreshes.begin(taken.members, taken.samples, self._step, self._samples.refused, idle)
 
     def join_ranks(self, call: str) -> None:
@@ -264,9 +263,11 @@ class Preconditioner:
         Raises:
             OptionError: The strategy needs ranks, and there are none.
         """
-        if self._sharing.settle(call):
+        sharing = self._sharing
+        if not sharing.strategy.current(sharing.options.distributed.name):
+            sharing.settle(call)
             self._reach.known = self._last_refresh < 0 and self._reach.known
-        self.strategy.device = next(iter(self._layout.blocks.values())).parameters[0].device
+        sharing.strategy.device = next(iter(self.layout.blocks.values())).parameters[0].device
 
     def meet(self, call: str, **facts: object) -> None:
         """Make sure that all ranks are at this call, and agree on what is held. A collective call.
@@ -283,66 +284,69 @@ class Preconditioner:
                 fix="Let all ranks take every step together",
             )  # fmt: skip
         if not self._reach.known:
-            self._go_on(0)
+            self._go_on(StepInputs())
 
-    def _go_on(self, samples: int) -> bool:
+    def _go_on(self, inputs: StepInputs) -> bool:
         """Go on with the curvature held where all ranks can, else have it made anew: False if that has to wait."""
-        kept, captured = go_on(self._refreshes, self._last_refresh, samples if self._capture.armed else -1)
+        samples = inputs.taken.samples if self._capture.armed else -1
+        kept, captured = go_on(self._refreshes, self._last_refresh, samples)
         self._reach.share(self.strategy)
         if not kept:
             if self._step:
                 self._events.count("remade_curvature", "the curvature held is not that of these ranks: it is made anew")
-            self._last_refresh, self._capture.armed = -1, True
+            self._last_refresh, self._capture.armed, inputs.due = -1, True, True
         return kept or captured
 
-    def _share(self, updates: Updates, ready: Ready, done: set[str]) -> None:
-        """Combine the ranks' directions, and scale what no curvature of any rank reaches."""
+    def _updates(self, gradients: Gradients) -> Updates | None:
+        """Return the way of directions to the other ranks, where they travel."""
+        own = {name: each.present for name, each in gradients.blocks.items() if name not in self._thin}
+        return self.strategy.updates(own, gradients.cuts(self.layout))
+
+    def _share(self, updates: Updates, gradients: Gradients) -> set[str]:
+        """Combine the ranks' directions; return the blocks that curvature of some rank reaches."""
         holders = self._reach.holders()
         updates.finish(holders)
-        self._thin.finish(ready.grads, holders, self.strategy)
-        if self.strategy.world > 1:
-            done = {name for name, count in holders.items() if count}
-        self._pass_through(done)
-        self._reach.spent = self.options.serves_once(self._step)
+        self._thin.finish(gradients.blocks, holders, self.strategy)
+        return {name for name, count in holders.items() if count}
 
-    def _solve_ahead(self, ready: Ready) -> None:
+    def _solve_ahead(self, inputs: StepInputs) -> None:
         """Solve with curvature that stays, and write nothing yet."""
-        for name, grads in ready.grads.items():
-            curvature = self._curvature.get(name)
-            if curvature is not None and curvature.factor is not None and not self._layout.blocks[name].cuts:
-                seen = project(curvature, curvature.factor, grads, ready.squares[name], None)
-                ready.solved[name] = self._solve(curvature, seen)
+        held, blocks, options = self._refreshes.curvature, self.layout.blocks, self._options
+        for name, own in inputs.gradients.blocks.items():
+            curvature = held.get(name)
+            if curvature is not None and curvature.factor is not None and not blocks[name].cuts:
+                seen = project(curvature, curvature.factor, own.values, own.square, None)
+                inputs.solved[name] = direction(curvature, seen, options, self._step, self._pooled_ranks)
 
-    def _precondition(self, block: Block, ready: Ready, updates: Updates, fresh: bool) -> bool:
+    def _write(self, block: Block, inputs: StepInputs, updates: Updates | None, fresh: bool) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
-        name, curvature = block.name, self._curvature.get(block.name)
-        grads = ready.grads[name] if name in self._thin else ready.grads.pop(name)
-        taken = updates.take(name) if block.cuts else ()
+        name, curvature = block.name, self._refreshes.curvature.get(block.name)
+        own = inputs.gradients.blocks[name]
+        taken = updates.take(name) if updates and block.cuts else ()
         if curvature is None or curvature.factor is None:
             return False
-        factor, held = curvature.factor, targets(block)
-        if block.cuts:
-            held, grads = whole_gradients(block, taken)
-            ready.squares[name] = squared(grads)
-        if name not in ready.solved:
-            draw = (self.options.seed, self._step, name) if fresh else None
-            seen = project(curvature, factor, grads, ready.squares[name], draw)
-            ready.solved[name] = self._solve(curvature, seen)
-        z, multiplier = self._take_note(name, curvature, *ready.solved.pop(name))
-        sketched = self.options.trust is not None and is_sketched(curvature)
-        if name in self._thin:
-            if sketched:
+        own = own.whole(block, taken) if block.cuts else own
+        solved, factor, grads = inputs.solved.pop(name, None), curvature.factor, own.values
+        if solved is None:
+            draw = (self._options.seed, self._step, name) if fresh else None
+            seen = project(curvature, factor, grads, own.square, draw)
+            solved = direction(curvature, seen, self._options, self._step, self._pooled_ranks)
+        self._uses[name], z, multiplier = solved, solved.z, solved.multiplier
+        if inputs.once:  # the factor will not serve again
+            self._curvature[name] = replace(curvature, factor=None, row_solution=None)
+        if updates and name in self._thin:
+            if not solved.capped:
                 multiplier = self._form(curvature, tuple(x.clone() for x in grads), z, multiplier)
             self._thin.say(name, z, multiplier)
             return True
-        if sketched:
+        if not solved.capped:
             multiplier = self._form(curvature, grads, z, multiplier)
-        if sketched or multiplier.is_cuda:  # reading its value would wait for the device
+        if not solved.capped or multiplier.is_cuda:  # reading its value would wait for the device
             for x in grads:
                 x.mul_(multiplier)
-        if not sketched:
+        if solved.capped:
             factor.add_rmv_(grads, z * multiplier, beta=1.0 if multiplier.is_cuda else float(multiplier))
-        write_back(held, grads)
+        own.write_back()
         return True
 
     def _form(self, curvature: Curvature, grads: Grads, z: Tensor, multiplier: Tensor) -> Tensor:
@@ -361,64 +365,72 @@ class Preconditioner:
         if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
-        solved = self._solve(curvature, MeanProjection(curvature.row_sums, weight))
-        z, multiplier = self._take_note(block.name, curvature, *solved)
+        seen = MeanProjection(curvature.row_sums, weight)
+        solved = direction(curvature, seen, self._options, self._step, self._pooled_ranks)
+        self._uses[block.name], z, multiplier = solved, solved.z, solved.multiplier
+        self._curvature[block.name] = replace(curvature, factor=None, row_solution=None)
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):
             parameter.grad = x.to(parameter.dtype)
         return True
 
-    def _solve(self, curvature: Curvature, seen: Seen) -> tuple[Use, Tensor]:
-        """Return the coefficients of U and the multiplier of the direction."""
-        z, multiplier = direction(curvature, seen, self.options, self._step, self._pooled_ranks)
-        return Use(seen, z, curvature.state), multiplier
-
     @property
     def _pooled_ranks(self) -> int:
-        return self.strategy.world if self.strategy.pooled else 1
+        strategy = self._sharing.strategy
+        return strategy.world if strategy.pooled else 1
 
-    def _take_note(self, name: str, curvature: Curvature, use: Use, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Take note of what is used; a factor that will not serve again is let go."""
-        self._uses[name] = use
-        if self.options.serves_once(self._step):
-            self._curvature[name] = replace(curvature, factor=None, row_solution=None)
-        return use.z, multiplier
-
-    def _pass_through(self, done: set[str]) -> None:
-        """Scale what no curvature reaches down to the pace of the rest; up only where no trust cap is asked for."""
-        rest = [g for name, own in present(self._layout).items() if name not in done for g in own]
-        unreached = [*passing(self._layout), *rest]
-        pace = self._reach.pace(self.options, self._step) if unreached and self.options.natural else None
-        if pace is not None and pace != 1:  # None: all gradients were zero
+    def _pass_through(self, gradients: Gradients, done: set[str]) -> None:
+        """Scale what no curvature reaches, as one block: to the pace of the rest, and within the trust cap."""
+        rest = [own for name, own in gradients.blocks.items() if name not in done]
+        unreached = [*gradients.passing, *(x for own in rest for x in own.present)]
+        if not unreached or not self._options.natural:
+            return
+        squares = [*map(square, gradients.passing), *(own.square for own in rest)]
+        total = torch.stack([value.to(squares[0]) for value in squares]).sum()
+        if self.layout.cut_among > 1 and bounds_passing(self._options):
+            total = self.strategy.tables(total.double()[None], "squares").sum()
+        pace = self._reach.pace(self._options, self._step, total.sqrt())
+        if pace is not None and (pace.is_cuda or pace != 1):  # None: all gradients were zero
             for gradient in unreached:
-                gradient.mul_(pace)
+                gradient.mul_(pace.to(gradient.device) if pace.is_cuda else float(pace))
 
     # -- what a step works on -----------------------------------------------------------------------------------
 
     def _refresh_due(self) -> bool:
-        return self._last_refresh < 0 or self._step - self._last_refresh >= self.options.interval_at(self._step)
+        return self._last_refresh < 0 or self._step - self._last_refresh >= self._options.interval_at(self._step)
 
-    def _prepare(self, spoiled: str | None) -> tuple[Ready, Batch]:
+    def _prepare(self, spoiled: str | None) -> tuple[StepInputs, Batch]:
         """Return what this rank brings to a step; all that can fail on one rank alone fails here."""
         if spoiled is not None:
-            return Ready({}, {}, Taken()), Batch(torch.tensor(False), dict)
-        self.options.require_schedules(self._step)
-        due = self._capture.armed or self._refresh_due()
-        if due:
+            return StepInputs(), Batch(torch.tensor(False), dict)
+        if self._options.has_schedules:
+            self._options.require_schedules(self._step)
+        due, withheld = self._refresh_due(), []
+        capturing = due or self._capture.armed
+        if capturing:
             self._follow_model("step()")
-        self._follow_dtype()
-        grads = self._gradients()
-        taken = self._samples.take(grads, due, self.options, self._step, self.strategy)
-        self._restore_gradients(grads, taken.layers)
-        squares = {name: squared(own) for name, own in grads.items()}
-        good = all_finite([*squares.values(), *self._loose_squares(taken.layers)])
-        taken.layers.clear()  # a block's samples die with its refresh
-        return Ready(grads, squares, taken), Batch(good, self._told)
+            due = self._refresh_due()
+        dtypes = {name: block.parameters[0].dtype for name, block in self.layout.blocks.items()}
+        if dtypes != self._dtypes:
+            self._follow_dtype(dtypes)
+        gradients, taken = self._gradients(), Taken()
+        if capturing:
+            taken = self._samples.take(gradients, self._options, self._step, self.strategy)
+            self._restore_gradients(gradients, taken.layers)
+            withheld = self._withheld_squares(taken.layers)
+            taken.layers.clear()  # a block's samples die with its refresh
+        inputs = StepInputs(gradients, taken, due, self._options.serves_once(self._step))
+        return inputs, Batch(gradients.finite(withheld), self._told)
 
     def _told(self) -> dict[str, str]:
         """Return what must be alike on all ranks."""
-        position = {"gradients": len(present(self._layout)), "state_loaded": not self._reach.known}
+        dtypes = [str(p.dtype) for p in self.layout.named().values()]
+        position = {
+            "gradients": " ".join(["all", *(f"but {name}" for name in lacking(self.layout))]),
+            "dtypes": dtypes[0] if len(set(dtypes)) == 1 else " ".join(dtypes),
+            "state_loaded": not self._reach.known,
+        }
         return self._facts.at(self.options, self._step, **position)
 
     def _warn_unsupported(self, layout: Layout) -> None:
@@ -436,30 +448,30 @@ class Preconditioner:
 
     # -- gradients ----------------------------------------------------------------------------------------------
 
-    def _gradients(self) -> dict[str, Grads]:
-        found = present(self._layout) or passing(self._layout)
-        if not found and not (self._reweighted and self._capture.holds_records):
-            self._layout.require_current("step()")
+    def _gradients(self) -> Gradients:
+        found = collect(self.layout)
+        if not (found.blocks or found.passing or (self._reweighted and self._capture.holds_records)):
+            self.layout.require_current("step()")
             raise OrderError(
                 "step()", "no gradients", expected=".grad on the model's parameters", got=None,
                 fix="Call loss.backward() before step()",
             )  # fmt: skip
-        densify(self._layout)
-        return block_gradients(self._layout)
+        return found
 
-    def _restore_gradients(self, grads: dict[str, Grads], layers: Mapping[str, LayerIO]) -> None:
+    def _restore_gradients(self, gradients: Gradients, layers: Mapping[str, LayerIO]) -> None:
         """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
-        for name in self._reweighted & grads.keys() & layers.keys():
-            block, io = self._layout.blocks[name], layers[name]
+        for name in self._reweighted & gradients.blocks.keys() & layers.keys():
+            block, io, own = self.layout.blocks[name], layers[name], gradients.blocks[name]
             factor = as_captured(block, block_io(block, layers), 1.0, block.compute_dtype)
-            factor.add_rmv_(grads[name], grads[name][0].new_ones(io.n))
-            for parameter, x in zip(block.parameters, grads[name], strict=True):
+            factor.add_rmv_(own.values, own.values[0].new_ones(io.n))
+            for parameter, x in zip(block.parameters, own.values, strict=True):
                 parameter.grad = x.view_as(parameter).to(parameter.dtype)
+            gradients.blocks[name] = BlockGradients.of(block, [p.grad for p in block.parameters])
 
-    def _loose_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
-        """Return the squares of gradients outside ``grads``: passing through, or still to be summed."""
+    def _withheld_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
+        """Return the squares of output gradients whose sums, the weight gradients, are still to be formed."""
         withheld = [layers[name] for name in sorted(self._reweighted & layers.keys())]
-        return [square(x) for x in (*passing(self._layout), *(io.g for io in withheld if isinstance(io, Product)))]
+        return [square(io.g) for io in withheld if isinstance(io, Product)]
 
     # -- reports ------------------------------------------------------------------------------------------------
 
@@ -490,7 +502,7 @@ class Preconditioner:
         """Return which parameters are preconditioned, how, and which pass through and why."""
         self._follow_model("coverage()")
         held = self._reach.held() if self._reach.known else set(self._curvature)
-        return coverage(self._layout, self._sharing.choices, held, self._samples.refused)
+        return coverage(self.layout, self._sharing.choices, held, self._samples.refused)
 
     def mark(self) -> Callable[[], None]:
         """Return a function that takes counters and curvature back to what they are now."""
@@ -509,8 +521,9 @@ class Preconditioner:
         """Return whether there is nothing to do: no curvature, nothing captured, and gradients that are all zero."""
         if self._step > 0 or self._last_refresh >= 0 or self._capture.holds_records:
             return False
-        grads = [g for own in present(self._layout).values() for g in own] + passing(self._layout)
-        return bool(grads) and not any(bool(square(g)) for g in grads)
+        found = collect(self.layout)
+        squares = [*(own.square for own in found.blocks.values()), *map(square, found.passing)]
+        return bool(squares) and not any(map(bool, squares))
 
     def skip(self, reason: str) -> bool:
         """Count a step that was not taken, and forget its captured batch. Returns False."""
@@ -520,7 +533,8 @@ class Preconditioner:
 
     def discard_captured(self) -> None:
         """Forget the backward passes since the last step, as ``zero_grad`` should."""
-        self._capture.clear()
+        if self._capture.armed:
+            self._capture.clear()
 
     def close(self) -> None:
         """Remove the hooks, and give back what the ranks share; the model is as it was."""
@@ -538,7 +552,7 @@ class Preconditioner:
             self._step, self._last_refresh, self.options.seed, dict(self._events.counts), self._curvature,
             self._sharing.place(), self._thin.carriers,
         )  # fmt: skip
-        return write(held, self._layout.signature())
+        return write(held, self.layout.signature())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, so that training continues bit for bit.
@@ -549,7 +563,7 @@ class Preconditioner:
         Raises:
             StateError: The state is truncated, foreign, of another version or model; nothing has changed then.
         """
-        held = read(state, self._layout.signature(), self._layout.blocks)
+        held = read(state, self.layout.signature(), self.layout.blocks)
         self._sharing.resume(held.place)
         self.options = self.options.with_(seed=held.seed)
         self._step, self._last_refresh = held.step, held.last_refresh

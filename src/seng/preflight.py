@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .blocks import Block, Layout, lay_out, reweightable
 from .capture import Watched
 from .config import OptionKeywords, Options, shows_options
 from .curvature import block_io
 from .distributed import require_strategy
-from .errors import OrderError
+from .errors import OptionError, OrderError
 from .estimators import Choice
+from .layers import LayerCall, UnsupportedCall, gradients_of
 from .planner import choose_all
 from .sizes import Size
 from .types import LayerIO, join_uses
@@ -205,19 +208,21 @@ def _types(block: Block) -> str:
 
 
 def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerIO]:
-    """Run the model once and return what each layer would capture, zeros in place of output gradients."""
+    """Run the model once and return what each part of a layer would give, zeros in place of output gradients."""
     captured: dict[str, list[LayerIO]] = {}
 
     def hook_for(entry: Watched) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            x = args[0] if args else kwargs["input"]
-            io = entry.function(module, x, torch.zeros_like(output), entry.wanted, module.training)
-            captured.setdefault(entry.name, []).append(io)
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            grads = tuple(torch.zeros_like(x) for x in tree_leaves(output) if isinstance(x, Tensor))
+            call = LayerCall(args, kwargs, grads, entry.wanted, module.training)
+            with suppress(UnsupportedCall):
+                for part, io in gradients_of(entry.layer, module, call, entry.parts, entry.name).items():
+                    captured.setdefault(entry.key(part), []).append(io)
 
         return hook
 
-    members = [entry for block in layout.blocks.values() for entry, _ in block.members]
-    handles = [entry.module.register_forward_hook(hook_for(entry), with_kwargs=True) for entry in members]
+    entries = {m.watched.name: m.watched for block in layout.blocks.values() for m, _ in block.members}
+    handles = [entry.module.register_forward_hook(hook_for(entry), with_kwargs=True) for entry in entries.values()]
     try:
         with torch.no_grad(), untouched_buffers(model), torch.random.fork_rng():
             _call(model, inputs)
@@ -232,8 +237,13 @@ def _call(model: nn.Module, inputs: Any) -> None:
         model(**inputs)
     elif isinstance(inputs, Tensor):
         model(inputs)
-    else:
+    elif isinstance(inputs, Sequence):
         model(*inputs)
+    else:
+        raise OptionError(
+            "plan()", "inputs out of range", expected="a tensor, or a sequence or mapping of arguments", got=inputs,
+            fix="Pass a batch as training does",
+        )  # fmt: skip
 
 
 class untouched_buffers:

@@ -17,9 +17,10 @@ from .distributed import Strategy, several_ranks
 from .errors import BatchError, CaptureError
 from .events import Events, listed
 from .gradient_check import COLUMNS, DIGEST, REDUCED, Probe, common_ratio, digest, probe, scaled
+from .gradients import BlockGradients, Gradients
 from .refreshing import Members
 from .sketch import generator_for
-from .types import Grads, LayerIO
+from .types import LayerIO
 
 DISAGREES = (
     "the captured samples do not add up to .grad: the weight is also used outside of its layer, the gradient was "
@@ -67,12 +68,11 @@ class Samples:
         self._refreshes, self._ratio = 0, 1.0
         self._layout, self._capture, self._events, self._withheld = layout, capture, events, withheld
 
-    def take(self, grads: Mapping[str, Grads], due: bool, options: Options, step: int, strategy: Strategy) -> Taken:
+    def take(self, gradients: Gradients, options: Options, step: int, strategy: Strategy) -> Taken:
         """Take what the hooks captured, and forget it there. What can fail on one rank alone fails here.
 
         Args:
-            grads: The gradients of each block.
-            due: Whether a refresh needs the samples.
+            gradients: Those in ``.grad``.
             options: Of the preconditioner.
             step: The step.
             strategy: The ranks.
@@ -82,9 +82,8 @@ class Samples:
         """
         try:
             captured = self._capture.collect()
-            if not due:
-                return Taken(captured.layers, samples=captured.samples)
             alone = strategy.world == 1
+            grads = gradients.blocks
             if alone and several_ranks():  # gradients of all ranks' samples beside those of this one
                 grads = {}
             taken = self._look(captured, grads, options, step)
@@ -96,7 +95,7 @@ class Samples:
         finally:
             self._capture.release()
 
-    def _look(self, captured: Captured, grads: Mapping[str, Grads], options: Options, step: int) -> Taken:
+    def _look(self, captured: Captured, grads: Mapping[str, BlockGradients], options: Options, step: int) -> Taken:
         checked = self._checked(captured.loose) & grads.keys() if options.gradient_check else set()
         taken = Taken(captured.layers, samples=captured.samples)
         for name, block in self._layout.blocks.items():
@@ -111,17 +110,18 @@ class Samples:
                 taken.members[name] = members
             if members and name in checked:
                 generator = generator_for(options.seed, step, name)
-                taken.probes[name] = probe(block, in_place(block, members), grads[name], generator)
+                taken.probes[name] = probe(block, in_place(block, members), grads[name].values, generator)
         return taken
 
     def _checked(self, every: bool) -> set[str]:
         """Return the blocks to compare: all at first, later some in turn, and those that disagreed."""
-        names = [] if self._layout.sharded else [name for name in self._layout.blocks if name not in self._withheld]
+        names = [] if self._layout.sharded else list(self._layout.blocks)
         if every or self._refreshes < ALWAYS or not names:
-            return set(names)
+            return set(names) - self._withheld
         some = -(-len(names) // TURNS)
         start = self._refreshes * some
-        return {names[k % len(names)] for k in range(start, start + some)} | (self.refused.keys() & set(names))
+        turn = {names[k % len(names)] for k in range(start, start + some)}
+        return (turn | (self.refused.keys() & set(names))) - self._withheld
 
     def settle(self, taken: Taken, strategy: Strategy, options: Options) -> set[str]:
         """Leave out of ``taken.members`` what does not add up to the gradients of all ranks. A collective call.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .blocks import Block
 from .curvature import Curvature
+from .direction import is_sketched
 from .distributed import Strategy
 from .errors import SengError, StateError
 from .factors import Factor
+from .gradients import squared
 from .refreshing import Carriers, Move, Place, move
 from .sketch import Sketch
-from .solve import SolveState
+from .solve import CholeskyState, DirectState, EigenState, SolveState
 from .wrappers import own_part
 
 TYPES: dict[str, Any] = {"Curvature": Curvature, "Place": Place}
@@ -25,6 +27,9 @@ MOST_RANKS = 2**16
 MOST_VALUES, DEEPEST = 10**6, 50  # values and levels of containers in a state
 PLAIN: dict[str, type] = {"step": int, "last_refresh": int, "seed": int, "counters": dict, "curvature": dict}
 FORMS = frozenset({"fused", "foreach", "capturable", "differentiable"})  # how a base computes: each run's own affair
+SIMPLE: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,)}  # types of fields
+LONGER = 2.0  # how much longer than g rounding may make damping (F + damping I)^-1 g, which is shorter
+UNIT = 0.01  # how far from 1 rounding may take the norm of an eigenvector, at any precision
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 Signature = dict[str, dict[str, list[int]]]
@@ -108,7 +113,7 @@ def _read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held
         raise refusal("it holds what is not finite", "finite numbers", "NaN or inf")
     if not set(state["curvature"]) <= set(blocks):
         raise refusal("curvature of unknown layers", sorted(blocks), list(state["curvature"]))
-    curvature = {name: _curvature(packed, blocks[name]) for name, packed in state["curvature"].items()}
+    curvature = {name: _curvature(packed, blocks[name], state["step"]) for name, packed in state["curvature"].items()}
     counts = dict(state["counters"])
     return Held(state["step"], state["last_refresh"], state["seed"], counts, curvature, *_ranks(state, blocks))
 
@@ -221,6 +226,9 @@ def unpack(packed: Any, device: torch.device) -> Any:
     values = {key: unpack(item, device) for key, item in packed.items() if key != "type"}
     if kind is None or set(values) != {field.name for field in fields(kind)}:
         raise refusal("an entry cannot be read", f"one of {sorted(known)} with its fields", name)
+    for key, wanted in ((entry.name, str(entry.type)) for entry in fields(kind)):
+        if wanted in SIMPLE and type(values[key]) not in SIMPLE[wanted]:
+            raise refusal(f"{key} of a {name} cannot be read", wanted, values[key])
     return kind(**values)
 
 
@@ -252,10 +260,10 @@ def _shapes(factor: Any) -> list[int]:
     return [rows * columns for rows, columns in factor.shapes]
 
 
-def _curvature(packed: Any, block: Block) -> Curvature:
+def _curvature(packed: Any, block: Block, step: int) -> Curvature:
     curvature = unpack(packed, block.parameters[0].device)
     try:
-        usable = isinstance(curvature, Curvature) and _works(curvature, block)
+        usable = isinstance(curvature, Curvature) and _possible(curvature, block, step) and _works(curvature, block)
     except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise refusal("curvature cannot be used", "tensors that fit together", str(error), block.name) from error
     if not usable:
@@ -263,16 +271,34 @@ def _curvature(packed: Any, block: Block) -> Curvature:
     return curvature
 
 
+def _possible(curvature: Curvature, block: Block, step: int) -> bool:
+    """Return whether a refresh before this step could have made these numbers."""
+    solved = [x for x in _leaves(pack(replace(curvature, factor=None))) if isinstance(x, Tensor)]
+    scalars = all(x.shape == () for x in (curvature.mean, curvature.peak, curvature.damping))
+    rows = all(x is None or x.dim() == 1 for x in (curvature.row_sums, curvature.row_solution))
+    counts = 0 <= curvature.samples < 2**63 and 0 <= curvature.step < max(step, 1)
+    sizes = bool(0 <= curvature.mean <= curvature.peak) and bool(curvature.damping > 0)
+    alike = {x.dtype for x in solved} == {block.compute_dtype}
+    return alike and scalars and rows and counts and sizes and _positive(curvature.state)
+
+
+def _positive(state: SolveState) -> bool:
+    """Return whether a state could be of a positive semidefinite K."""
+    if isinstance(state, EigenState):
+        unit = (torch.linalg.vector_norm(state.vectors, dim=0) - 1).abs() < UNIT
+        return bool((state.values >= 0).all()) and bool(unit.all())
+    matrix = state.factor if isinstance(state, CholeskyState) else cast("DirectState", state).gram
+    return bool((matrix.diagonal() >= 0).all())
+
+
 def _works(curvature: Curvature, block: Block) -> bool:
     """Apply the curvature to a gradient: what does not fit together fails, or gives another shape or no number."""
-    factor, state, dtype = curvature.factor, curvature.state, block.compute_dtype
-    scalars = all(x.shape == () and x.dtype == dtype for x in (curvature.mean, curvature.peak, curvature.damping))
-    counts = type(curvature.samples) is int and type(curvature.step) is int and curvature.samples >= 0
+    factor, state = curvature.factor, curvature.state
     if factor is None:
-        return scalars and counts
-    grads = tuple(torch.ones(p.shape, dtype=dtype, device=p.device) for p in block.parameters)
-    z = state.coefficients(factor.mv(grads), curvature.damping, 1.0)
+        return True
+    grads = tuple(torch.ones(p.shape, dtype=block.compute_dtype, device=p.device) for p in block.parameters)
+    before, z = squared(grads), state.coefficients(factor.mv(grads), curvature.damping, 1.0)
     factor.add_rmv_(grads, z)
     fits = _shapes(factor) == [p.numel() for p in block.parameters] and state.matvec(z).shape == (factor.n,)
-    positive = bool(curvature.mean >= 0) and bool(curvature.damping > 0)
-    return scalars and counts and fits and positive and all(bool(x.isfinite().all()) for x in (*grads, z))
+    shorter = is_sketched(curvature) or bool(squared(grads) <= LONGER**2 * before)
+    return fits and shorter and all(bool(x.isfinite().all()) for x in (*grads, z))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from .errors import ModelError
+from .errors import ModelError, OptionError
 
 # by name, so that nothing is imported for their sake; a subclass counts as its base
 REFUSED = {
@@ -86,8 +86,14 @@ def unwrap(model: nn.Module, call: str) -> nn.Module:
     """Return the model inside DistributedDataParallel and torch.compile, whose names and hooks are used.
 
     Raises:
+        OptionError: It is no module.
         ModelError: A wrapper replicates or shards modules or parameters in a way that cannot be followed.
     """
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            call, "model out of range", expected="a torch.nn.Module", got=type(model).__name__,
+            fix="Pass the model, not its parameters",
+        )  # fmt: skip
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return unwrap(model.module, call)
     inner = getattr(model, "_orig_mod", None)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from seng import cli
+from seng.apps import cli
 
 
 @pytest.fixture

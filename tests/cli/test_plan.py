@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from seng import plan as plan_model
-from seng.cli.plan import forecast_run, plan_command, plan_run, worlds
+from seng.apps.cli.plan import forecast_run, plan_command, plan_run, worlds
+from seng.apps.recipes import RECIPES, build_recipe
+from seng.apps.train.data import signature
+from seng.apps.train.models import build_model
+from seng.apps.train.optimizers import seng_options
+from seng.apps.train.settings import override
 from seng.preflight import INTERVALS
-from seng.recipes import RECIPES, build_recipe
-from seng.train.data import signature
-from seng.train.models import build_model
-from seng.train.optimizers import seng_options
-from seng.train.settings import override
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("digits", "char-gpt")  # whose forward pass takes no second on one core

@@ -15,9 +15,9 @@ import pytest
 from typer.main import get_command
 
 import seng
-from seng import cli
-from seng.recipes import RECIPES, build_recipe
-from seng.train.settings import settings
+from seng.apps import cli
+from seng.apps.recipes import RECIPES, build_recipe
+from seng.apps.train.settings import settings
 
 ROOT = Path(seng.__file__).parents[1]
 COMMANDS: dict[str, Any] = get_command(cli.app).commands  # pyright: ignore[reportAttributeAccessIssue]
@@ -28,10 +28,10 @@ EXAMPLES = [
 ]
 
 
-def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, module: str = "seng", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the program as its own process."""
     found = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    command = [sys.executable, "-m", "seng.cli", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=found)
 
 
@@ -70,7 +70,7 @@ def test_every_command_has_examples():
 
 
 def test_help_does_not_wait_for_torch():
-    listing = "import sys; from seng import cli; import contextlib\n"
+    listing = "import sys; from seng.apps import cli; import contextlib\n"
     listing += "with contextlib.suppress(SystemExit): cli.main(sys.argv[1:])\n"
     listing += "print({'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules))"
     for arguments in (["--help"], ["train", "--help"], ["--version"], ["plan"]):
@@ -153,6 +153,13 @@ def test_module_shows_errors_without_a_traceback():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("module", ["seng", "seng.cli"])
+def test_modules_are_the_program(module: str):
+    done = program("--version", module=module)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"seng {seng.__version__}, ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
@@ -179,7 +186,7 @@ def test_exit_codes_of_help_are_those_of_the_page():
 
 
 def test_unexpected_failures_exit_with_1_and_a_traceback():
-    failing = "from seng import cli; cli.app.command('fail')(lambda: 1 / 0); cli.main(['fail'])"
+    failing = "from seng.apps import cli; cli.app.command('fail')(lambda: 1 / 0); cli.main(['fail'])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", failing]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
@@ -192,7 +199,7 @@ def test_interrupts_exit_with_130(call, monkeypatch, error: type[BaseException])
     def interrupted(name: str) -> dict[str, Any]:
         raise error
 
-    monkeypatch.setattr("seng.cli.recipes.describe", interrupted)
+    monkeypatch.setattr("seng.apps.cli.recipes.describe", interrupted)
     code, printed = call("recipes")
     assert code == 130
     assert "Traceback" not in printed

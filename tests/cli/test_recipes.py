@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from seng import science
-from seng.recipes import RECIPES, build_recipe, summary
-from seng.science import PROBLEMS
+from seng.apps import science
+from seng.apps.recipes import RECIPES, build_recipe, summary
+from seng.apps.science import PROBLEMS
 
 
 def test_recipes_lists_each_with_its_data(call, monkeypatch, tmp_path: Path):

@@ -61,7 +61,7 @@ def test_report_wants_a_run(call: Call):
 
 
 def test_help_does_not_wait_for_the_plotting_libraries():
-    code = "import sys; from seng import cli\ntry: cli.main(['report', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from seng.apps import cli\ntry: cli.main(['report', '--help'])\nexcept SystemExit: pass\n"
     code += "print({'plotly', 'matplotlib', 'jinja2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"

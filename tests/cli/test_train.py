@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seng import cli
+from seng.apps import cli
 
 QUICK = ("--epochs", "2", "--set", "model.widths=4,8", "--batch-size", "128")
 
@@ -84,7 +84,7 @@ def test_signal_saves_and_says_how_to_go_on(call, tmp_path: Path, monkeypatch, n
 
 
 def test_second_interrupt_stops_at_once(call, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("seng.train.signals.SAME", -1.0)
+    monkeypatch.setattr("seng.apps.train.signals.SAME", -1.0)
     _send(monkeypatch, signal.SIGINT, after=4, times=2)
     stopped, printed = call("train", "--out", tmp_path, *QUICK, "--checkpoint-every", "2")
     assert stopped == 130
@@ -103,7 +103,7 @@ def _send(monkeypatch, number: signal.Signals, after: int, times: int = 1) -> No
             for _ in range(times):
                 os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("seng.train.progress.ProgressBar.advanced", advanced)
+    monkeypatch.setattr("seng.apps.train.progress.ProgressBar.advanced", advanced)
 
 
 def test_target_ends_the_run_early(call, tmp_path: Path):

@@ -106,6 +106,17 @@ def mismatched(rank: int, world: int) -> dict[str, str]:
         except SengError as error:
             found[name] = f"{type(error).__name__}: {error}"
         pre.close()
+    for name, dtype in (("dtypes", torch.float32 if rank % 2 else torch.float64), ("gradients", torch.float64)):
+        model = Small().to(dtype)
+        pre = Preconditioner(model, distributed="local")
+        model(torch.ones(6, 4, dtype=dtype)).square().sum(1).mean().backward()
+        if name == "gradients" and rank % 2:
+            model.get_parameter("body.0.weight").grad = None
+        try:
+            pre.step()
+        except SengError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+        pre.close()
     return found
 
 

@@ -149,7 +149,14 @@ def test_samples_of_pooled_ranks_count_together(laws: dict[int, Outcome]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [("damping", ("0.1", "0.2")), ("seed", ("0", "1")), ("refresh_every", ("10", "3"))]
+    ("name", "values"),
+    [
+        ("damping", ("0.1", "0.2")),
+        ("seed", ("0", "1")),
+        ("refresh_every", ("10", "3")),
+        ("dtypes", ("torch.float64", "torch.float32")),
+        ("gradients", ("all", "all but body.0.weight")),
+    ],
 )
 def test_options_that_differ_are_named(laws: dict[int, Outcome], name: str, values: tuple[str, str]) -> None:
     for result in laws[2].good():

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from seng.cli import app
-from seng.recipes import RECIPES, build_recipe
-from seng.train.settings import override, settings
+from seng.apps.cli import app
+from seng.apps.recipes import RECIPES, build_recipe
+from seng.apps.train.settings import override, settings
 
 from .pages import DOCS, README, ROOT, text_of
 
@@ -19,7 +19,7 @@ RECIPE_PAGES = sorted((DOCS / "recipes").glob("*.md"))
 COMMANDS = [
     shlex.split(line, comments=True)[1:]
     for page in (README, *RECIPE_PAGES)
-    for line in re.findall(r"^seng .*$", text_of(page).replace("torchrun --nproc-per-node 4 -m seng.cli", "seng"), re.M)
+    for line in re.findall(r"^seng .*$", text_of(page).replace("torchrun --nproc-per-node 4 -m seng", "seng"), re.M)
 ]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pkgutil
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import seng
+import seng.apps
 from seng import BASES, SENG, Options, schedules
 from seng.config import ARGUMENTS, CHOICES, OptionKeywords
 from seng.distributed import STRATEGIES
@@ -115,11 +118,11 @@ def test_every_counter_is_documented() -> None:
     assert set(named(rows)) == {a or b for a, b in counters}
 
 
-def test_every_file_has_its_place_in_the_architecture() -> None:
-    places = named(tables(section(DOCS / "architecture.md", "Data flows one way"))["place in `src/seng/`"])
-    found = [f"{p.name}/" if p.is_dir() else p.name for p in SOURCE.iterdir()]
-    ours = [name for name in found if name not in ("__init__.py", "__pycache__/", "py.typed")]
-    assert sorted(places) == sorted(ours)
+@pytest.mark.parametrize(("package", "folder"), [(seng, "src/seng/"), (seng.apps, "src/seng/apps/")])
+def test_every_file_has_its_place_in_the_architecture(package: ModuleType, folder: str) -> None:
+    places = named(tables(section(DOCS / "architecture.md", "Data flows one way"))[f"place in `{folder}`"])
+    found = [f"{m.name}/" if m.ispkg else f"{m.name}.py" for m in pkgutil.iter_modules(package.__path__)]
+    assert sorted(places) == sorted(found)
 
 
 def test_contract_suites_named_in_the_architecture_exist() -> None:

@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -343,6 +344,14 @@ def test_bad_state_is_refused_and_changes_nothing(spoil: Any, problem: str) -> N
     ("options", "problem"),
     [
         ({"lr": 0.0}, "lr out of range: expected a number > 0"),
+        ({"lr": 10**400}, "lr out of range: expected a number > 0"),
+        ({"weights": {"residual": 10**400}}, "weights out of range"),
+        ({"seed": 2**63}, "seed out of range: expected an integer >= 0, below 2"),
+        ({"solve_dtype": np.ones(3)}, "solve_dtype out of range"),
+        (
+            {"damping": lambda step: 1 / step, "damping_rule": "constant"},
+            "damping schedule failed",
+        ),
         ({"momentum": 1.0}, "momentum out of range: expected a number >= 0 and < 1"),
         ({"acceleration": 1}, "acceleration out of range: expected True or False"),
         ({"damping": 0.0}, "damping out of range: expected a number > 0"),

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from seng.layers import LayerCall
 from seng.layers.linear import linear
 from seng.testing import check_layer
-from seng.types import Product, Rows
+from seng.types import Product
 
 from .draws import batches, examples, option_sets, seeds, sizes
 
@@ -51,17 +52,16 @@ def test_linear_matches_oracle_on_inputs_that_are_not_contiguous(options: dict[s
 
 def test_linear_takes_a_vector_as_one_sample():
     layer, x, g = nn.Linear(3, 2), torch.randn(3), torch.randn(2)
-    io = linear(layer, x, g, ("weight", "bias"), True)
+    io = linear(layer, LayerCall((x,), {}, (g,), ("weight", "bias")))["weight", "bias"]
     assert isinstance(io, Product)
     assert (io.n, io.positions, io.shapes) == (1, 1, ((2, 3), (2, 1)))
-    bias = linear(layer, x, g, ("bias",), True)
-    assert isinstance(bias, Rows)
-    torch.testing.assert_close(bias.parts[0], g[None], rtol=0, atol=0)
+    bias = linear(layer, LayerCall((x,), {}, (g,), ("bias",)))["bias"]
+    torch.testing.assert_close(bias, g[None], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("wanted", [("weight", "bias"), ("weight",)])
 def test_linear_has_the_shapes_of_its_parameters(wanted: tuple[str, ...]):
     layer = nn.Linear(3, 2)
-    io = linear(layer, torch.randn(4, 5, 3), torch.randn(4, 5, 2), wanted, True)
+    io = linear(layer, LayerCall((torch.randn(4, 5, 3),), {}, (torch.randn(4, 5, 2),), wanted))[wanted]
     elements = [rows * columns for rows, columns in io.shapes]
     assert elements == [getattr(layer, name).numel() for name in wanted]

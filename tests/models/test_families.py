@@ -102,7 +102,7 @@ def claimed_gradients(pre: seng.Preconditioner) -> dict[str, Tensor]:
     """Return the per-sample gradients [n, p] behind the curvature held, by name of the parameter."""
     claims = {}
     for name, curvature in pre._curvature.items():
-        block, factor = pre._layout.blocks[name], curvature.factor
+        block, factor = pre.layout.blocks[name], curvature.factor
         sizes = [p.numel() for p in block.parameters]
         if factor is None:  # all gradients were zero
             rows = torch.zeros(curvature.samples, sum(sizes), dtype=torch.float64)

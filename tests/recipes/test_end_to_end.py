@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seng.apps.recipes import build_recipe
+from seng.apps.train import build_session, create_run, open_run, train
+from seng.apps.train.config import RunConfig
+from seng.apps.train.metrics import StepRecord, read_records
+from seng.apps.train.settings import override
 from seng.errors import SengError
-from seng.recipes import build_recipe
-from seng.train import build_session, create_run, open_run, train
-from seng.train.config import RunConfig
-from seng.train.metrics import read_metrics
-from seng.train.settings import override
 
 from ..train.data.cifar_files import write_cifar
 from ..train.data.image_files import write_imagenet
@@ -47,7 +48,7 @@ def _config(recipe: str, optimizer: str, data: Path, changes: dict[str, str]) ->
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """Everything that was measured but times and the beginnings of processes."""
-    records = (record for record in read_metrics(path / "metrics.jsonl") if record["kind"] != "start")
+    records = (asdict(record) for record in read_records(path / "metrics.jsonl") if record.kind != "start")
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
@@ -83,9 +84,10 @@ def test_resnet50_takes_three_steps_of_eight_pictures_at_224_pixels(archives: Pa
     config = _config("imagenet-resnet50", optimizer, tmp_path / "data", {"batch_size": "8", "epochs": "1"})
     assert config.data.size == 224
     train(build_session(config), create_run(tmp_path / "run", config))
-    steps = [record for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if record["kind"] == "step"]
-    assert [record["step"] for record in steps] == [1, 2, 3]
-    assert steps[0]["loss"] == pytest.approx(6.9, abs=1.0)  # the 1,000 classes start at about even odds, log 1000
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    steps = [record for record in records if isinstance(record, StepRecord)]
+    assert [record.step for record in steps] == [1, 2, 3]
+    assert steps[0].loss == pytest.approx(6.9, abs=1.0)  # the 1,000 classes start at about even odds, log 1000
 
 
 def test_paper_recipe_without_its_data_says_where_it_comes_from(tmp_path: Path):

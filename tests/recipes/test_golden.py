@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from seng.recipes import RECIPES, build_recipe
-from seng.train.data import data_status
-from seng.train.data.topics import fingerprint
+from seng.apps.recipes import RECIPES, build_recipe
+from seng.apps.train.data import data_status
+from seng.apps.train.data.topics import fingerprint
 
 from .traces import OPTIMIZERS, SMALLER, STEPS, golden_file, trace, trace_config
 

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from seng import Options
-from seng.recipes import build_recipe
-from seng.recipes.paper import PAPER
-from seng.train.config import SengConfig
-from seng.train.data import signature
-from seng.train.models import build_model
-from seng.train.optimizers import build_optimizer, rate_at, seng_options
+from seng.apps.recipes import build_recipe
+from seng.apps.recipes.paper import PAPER
+from seng.apps.train.config import SengConfig
+from seng.apps.train.data import signature
+from seng.apps.train.models import build_model
+from seng.apps.train.optimizers import build_optimizer, rate_at, seng_options
 
 STEPS = 100  # an epoch
 ROUNDING = 1e-12  # a few float64 products

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from seng.apps.recipes import RECIPES, build_recipe, summary
+from seng.apps.train import build_session, create_run, train
+from seng.apps.train.config import DataConfig, RunConfig
+from seng.apps.train.data import DATASETS, signature
+from seng.apps.train.data.fashion import find_fashion
+from seng.apps.train.data.topics import fingerprint
+from seng.apps.train.losses import build_loss
+from seng.apps.train.models import build_model
+from seng.apps.train.records import environment
+from seng.apps.train.settings import override
 from seng.errors import OptionError
-from seng.recipes import RECIPES, build_recipe, summary
-from seng.train import build_session, create_run, train
-from seng.train.config import DataConfig, RunConfig
-from seng.train.data import DATASETS, signature
-from seng.train.data.fashion import find_fashion
-from seng.train.data.topics import fingerprint
-from seng.train.losses import build_loss
-from seng.train.models import build_model
-from seng.train.records import environment
-from seng.train.settings import override
 
 
 @pytest.mark.parametrize("optimizer", ["seng", "sgd", "adamw"])

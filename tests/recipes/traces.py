@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seng.recipes import build_recipe
-from seng.train.config import DataConfig, RunConfig
-from seng.train.data import Dataset, epoch_batches, load_dataset, signature, steps_per_epoch
-from seng.train.data.topics import fingerprint
-from seng.train.losses import build_loss
-from seng.train.models import build_model
-from seng.train.optimizers import build_optimizer, build_schedule
-from seng.train.settings import override
+from seng.apps.recipes import build_recipe
+from seng.apps.train.config import DataConfig, RunConfig
+from seng.apps.train.data import Dataset, epoch_batches, load_dataset, signature, steps_per_epoch
+from seng.apps.train.data.topics import fingerprint
+from seng.apps.train.losses import build_loss
+from seng.apps.train.models import build_model
+from seng.apps.train.optimizers import build_optimizer, build_schedule
+from seng.apps.train.settings import override
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 20

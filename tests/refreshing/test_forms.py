@@ -26,7 +26,7 @@ OPTIONS = Options()
 def captured(module: nn.Module, x: torch.Tensor) -> tuple[Block, dict[int, LayerIO]]:
     module = module.double()
     (block,) = lay_out(module, OPTIONS, "test").blocks.values()
-    capture = Capture([entry for entry, _ in block.members])
+    capture = Capture([member.watched for member, _ in block.members])
     module(x.double()).pow(2).sum().backward()
     return block, member_io(block, capture.collect().layers)
 

@@ -15,6 +15,7 @@ from seng.refreshing import Facts, Reach
 from seng.solve import EigenState
 
 HALF = Options(damping=2.0, power=0.5)
+SMALL = torch.tensor(1e-3, dtype=torch.float64)  # norm of gradients that the trust cap leaves alone
 
 
 def curvature(mean: float, usable: bool = True) -> Curvature:
@@ -56,21 +57,39 @@ def test_pooled_curvature_has_one_holder() -> None:
 
 
 def test_pace_is_the_mean_over_ranks_each_by_its_mean_damping() -> None:
-    assert reach([8.0, 32.0, NAN], pooled=False).pace(HALF, 0) == pytest.approx((4**-0.5 + 40**-0.5) / 2)
+    assert reach([8.0, 32.0, NAN], pooled=False).pace(HALF, 0, SMALL) == pytest.approx((4**-0.5 + 40**-0.5) / 2)
 
 
 def test_pace_of_pooled_curvature_is_that_of_one_process() -> None:
-    assert reach([NAN, NAN, 8.0], pooled=True).pace(HALF, 0) == pytest.approx(10**-0.5)
+    assert reach([NAN, NAN, 8.0], pooled=True).pace(HALF, 0, SMALL) == pytest.approx(10**-0.5)
 
 
 def test_rank_without_curvature_does_not_count() -> None:
-    assert reach([NAN, NAN, NAN], pooled=False).pace(HALF, 0) == pytest.approx(4**-0.5)
+    assert reach([NAN, NAN, NAN], pooled=False).pace(HALF, 0, SMALL) == pytest.approx(4**-0.5)
+
+
+@pytest.mark.parametrize("power", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("norm", [0.0, 0.1, 1e3])
+def test_gradients_without_curvature_stay_within_the_trust_cap(power: float, norm: float) -> None:
+    options = HALF.with_(power=power, trust=0.7, scale="natural")
+    pace = reach([NAN, NAN, NAN], pooled=False).pace(options, 0, torch.tensor(norm))
+    assert pace is not None
+    slowest = min(1.0, 4**-power)
+    assert 4 ** (power - 0.5) * float(pace) * norm <= 0.7 * (1 + 1e-6)
+    assert float(pace) <= slowest
+    assert (float(pace) == pytest.approx(slowest)) == (norm < 1)
+
+
+def test_gradients_of_summed_losses_and_without_a_trust_cap_are_not_bounded() -> None:
+    found, norm = reach([NAN, NAN, NAN], pooled=False), torch.tensor(1e6)
+    for options in (HALF.with_(loss_reduction="sum"), HALF.with_(trust=None)):
+        assert found.pace(options, 0, norm) == pytest.approx(4**-0.5)
 
 
 def test_nothing_held_has_no_pace() -> None:
     empty = Reach(["a"])
     assert not empty.begun
-    assert empty.pace(HALF, 0) is None
+    assert empty.pace(HALF, 0, SMALL) is None
     assert empty.holders() == {"a": 0}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seng.report import Content, gather, render_page
+from seng.apps.report import Content, gather, render_page
 
 from .made import make_run
 

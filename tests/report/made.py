@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seng.recipes import build_recipe
-from seng.train.config import RunConfig
-from seng.train.folder import create_run
-from seng.train.metrics import (
+from seng.apps.recipes import build_recipe
+from seng.apps.train.config import RunConfig
+from seng.apps.train.folder import create_run
+from seng.apps.train.metrics import (
     CurvatureRecord,
     EndRecord,
     EpochRecord,

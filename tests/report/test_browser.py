@@ -11,9 +11,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from seng.report import Content, gather, render_page
-from seng.report.palette import DARK, LIGHT, Palette
-from seng.report.words import PARTS
+from seng.apps.report import Content, gather, render_page
+from seng.apps.report.palette import DARK, LIGHT, Palette
+from seng.apps.report.words import PARTS
 
 from .browser import find_browser, probe, take_picture
 from .made import HOSTILE_LAYER, HOSTILE_RUN, LAYERS, make_hostile_run

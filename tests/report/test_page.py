@@ -10,10 +10,10 @@ from pathlib import Path
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
-from seng.recipes import build_recipe
-from seng.report import Content, gather, render_page
-from seng.report.tables import counter_rows, environment_rows, result_rows, setting_rows
-from seng.train.metrics import StepRecord
+from seng.apps.recipes import build_recipe
+from seng.apps.report import Content, gather, render_page
+from seng.apps.report.tables import counter_rows, environment_rows, result_rows, setting_rows
+from seng.apps.train.metrics import StepRecord
 
 from .made import HOSTILE_LAYER, HOSTILE_RUN, make_hostile_run, make_records, make_run, write_run
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from seng.report.palette import DARK, LIGHT, Palette, along
+from seng.apps.report.palette import DARK, LIGHT, Palette, along
 
 # Linear RGB as seen without one kind of cone, after Machado, Oliveira and Fernandes (2009), severity 1.
 VISION = {

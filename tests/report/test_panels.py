@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seng.recipes import build_recipe
-from seng.report import Content, Run, gather, read_runs
-from seng.report.panels import (
+from seng.apps.recipes import build_recipe
+from seng.apps.report import Content, Run, gather, read_runs
+from seng.apps.report.panels import (
     BELOW_TEST,
     MOST_LAYERS,
     MOST_POINTS,
@@ -25,8 +25,8 @@ from seng.report.panels import (
     thin,
     time_unit,
 )
-from seng.train import records as made_records
-from seng.train.metrics import StepRecord
+from seng.apps.train import records as made_records
+from seng.apps.train.metrics import StepRecord
 
 from .made import LAYERS, make_records, make_run, write_run
 

@@ -11,11 +11,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from seng.recipes import build_recipe
-from seng.report import Content, draw_pictures, gather
-from seng.report.palette import LIGHT
-from seng.report.pictures import LONGEST, draw_figure, draw_panel, draw_parts, label, list_pictures
-from seng.report.words import PARTS
+from seng.apps.recipes import build_recipe
+from seng.apps.report import Content, draw_pictures, gather
+from seng.apps.report.palette import LIGHT
+from seng.apps.report.pictures import LONGEST, draw_figure, draw_panel, draw_parts, label, list_pictures
+from seng.apps.report.words import PARTS
 
 from .made import HOSTILE_RUN, LAYERS, make_hostile_run, make_records, make_run, write_run
 

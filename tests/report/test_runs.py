@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from seng.recipes import build_recipe
-from seng.report import ReportError, read_runs
-from seng.report.runs import flatten, short_names
-from seng.train.metrics import EndRecord
-from seng.train.settings import override, settings
+from seng.apps.recipes import build_recipe
+from seng.apps.report import ReportError, read_runs
+from seng.apps.report.runs import flatten, short_names
+from seng.apps.train.metrics import EndRecord
+from seng.apps.train.settings import override, settings
 
 from .made import STEPS, make_records, make_run, write_run
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from seng.recipes import build_recipe
-from seng.report import Content, ReportError, gather, parse_target, read_runs
-from seng.report.summary import METRICS, as_plain, best_epoch, choose_targets, step_parts, summarize
-from seng.train.metrics import EpochRecord, StepRecord
-from seng.train.target import METRICS as KNOWN
-from seng.train.target import Target
+from seng.apps.recipes import build_recipe
+from seng.apps.report import Content, ReportError, gather, parse_target, read_runs
+from seng.apps.report.summary import METRICS, as_plain, best_epoch, choose_targets, step_parts, summarize
+from seng.apps.train.metrics import EpochRecord, StepRecord
+from seng.apps.train.target import METRICS as KNOWN
+from seng.apps.train.target import Target
 
 from .made import PARTS, make_records, make_run, write_run
 

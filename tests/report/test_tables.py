@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from seng.recipes import build_recipe
-from seng.report import Content, gather, parse_target, words
-from seng.report.tables import counter_rows, environment_rows, layer_rows, result_rows, setting_rows
+from seng.apps.recipes import build_recipe
+from seng.apps.report import Content, gather, parse_target, words
+from seng.apps.report.tables import counter_rows, environment_rows, layer_rows, result_rows, setting_rows
 
 from .made import LAYERS, make_records, make_run, write_run
 

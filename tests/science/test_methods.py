@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seng.science import METHODS, PROBLEMS, Problem
-from seng.science.methods import LBFGS, SOAP, Adam, Natural, Soap
-from seng.science.problem import DTYPE
+from seng.apps.science import METHODS, PROBLEMS, Problem
+from seng.apps.science.methods import LBFGS, SOAP, Adam, Natural, Soap
+from seng.apps.science.problem import DTYPE
 
 ROUNDING = 1e-10  # float64, sums in another order
 SETTINGS = 5  # that comparisons try

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from seng.apps.science import PROBLEMS, Problem, summary
+from seng.apps.science.points import face, faces, inside, spread, start
+from seng.apps.science.problem import DTYPE
+from seng.apps.science.problems.burgers import VISCOSITY, cole_hopf
+from seng.apps.science.problems.inverse_poisson import NOISE
 from seng.func import natural_gradient, verify
-from seng.science import PROBLEMS, Problem, summary
-from seng.science.points import face, faces, inside, spread, start
-from seng.science.problem import DTYPE
-from seng.science.problems.burgers import VISCOSITY, cole_hopf
-from seng.science.problems.inverse_poisson import NOISE
 
 SOLVED = 1e-10  # residuals of closed forms: float64, derivatives by automatic differentiation
 QUADRATURE = 1e-6  # residual of the Cole-Hopf quadrature, whose terms reach 100 in the front

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from seng.apps.science import PROBLEMS, Points, Problem, Record, run
+from seng.apps.science.folder import Folder
+from seng.apps.science.methods import Method, Natural, Step, Taken
+from seng.apps.science.pictures import draw_errors, draw_solution
+from seng.apps.science.run import RECORDS
 from seng.errors import OptionError
-from seng.science import PROBLEMS, Points, Problem, Record, run
-from seng.science.folder import Folder
-from seng.science.methods import Method, Natural, Step, Taken
-from seng.science.pictures import draw_errors, draw_solution
-from seng.science.run import RECORDS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -154,7 +154,7 @@ def test_pictures_are_drawn_with_and_without_a_view(name: str, tmp_path: Path) -
 
 def test_error_map_is_zero_for_the_solution(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     problem, shown = PROBLEMS["heat"](), []
-    monkeypatch.setattr("seng.science.pictures._map", lambda *arguments: shown.append(arguments[2]))
+    monkeypatch.setattr("seng.apps.science.pictures._map", lambda *arguments: shown.append(arguments[2]))
     exact = torch.func.vmap(torch.func.vmap(problem.solution))  # type: ignore[arg-type]
     monkeypatch.setattr(type(problem), "values", lambda self, net, points: exact(points)[..., 0])
     draw_solution(problem, problem.network(0), tmp_path / "picture.png", "heat")

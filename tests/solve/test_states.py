@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from seng.linalg import damped_power
-from seng.solve import CholeskyState, DirectState, EigenState, SolveState, coefficients, spectrum
+from seng.solve import CholeskyState, DirectState, EigenState, SolveState
 
 KINDS: dict[str, type[SolveState]] = {kind.name: kind for kind in (CholeskyState, DirectState, EigenState)}
 ACCURACY = 1e-9  # float64, condition of K + damping I up to 1e5; a Cholesky factor is squared for other dampings
@@ -34,11 +34,22 @@ def test_coefficients_match_dense_power(n: int, p: int, kind: str, damping: floa
     u, g = system(n, p)
     state, failed = KINDS[kind].factorise(u.T @ u, torch.tensor(damping, dtype=torch.float64))
     now = torch.tensor(damping * ratio, dtype=torch.float64)
-    direction = g + u @ coefficients(state, u.T @ g, now, power)
+    direction = g + u @ state.coefficients(u.T @ g, now, power)
     dense = now**power * damped_power(u @ u.T, now, power, g)
     assert failed == 0
     assert type(state) is KINDS[kind]
     assert (direction - dense).norm() <= ACCURACY * g.norm()
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_coefficients_with_metric_are_those_of_both_powers(kind: str, power: float) -> None:
+    u, g = system(6, 9)
+    y, damping = u.T @ g, torch.tensor(0.3, dtype=torch.float64)
+    state, _ = KINDS[kind].factorise(u.T @ u, damping)
+    z, z_one = state.with_metric(y, damping, power)
+    assert torch.equal(z, state.coefficients(y, damping, power))
+    assert torch.equal(z_one, state.coefficients(y, damping, 1.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,9 +59,9 @@ def test_matvec_and_spectrum_are_those_of_the_gram(kind: str) -> None:
     state, _ = KINDS[kind].factorise(k, torch.tensor(0.3, dtype=torch.float64))
     largest = float(k.diagonal().sum())
     torch.testing.assert_close(state.matvec(x), k @ x, rtol=0, atol=ACCURACY * largest * 10)
-    torch.testing.assert_close(spectrum(state), torch.linalg.eigvalsh(k).clamp(min=0), rtol=0, atol=ACCURACY * largest)
-    assert (spectrum(state) >= 0).all()
-    assert (spectrum(state).diff() >= 0).all()
+    torch.testing.assert_close(state.spectrum(), torch.linalg.eigvalsh(k).clamp(min=0), rtol=0, atol=ACCURACY * largest)
+    assert (state.spectrum() >= 0).all()
+    assert (state.spectrum().diff() >= 0).all()
 
 
 def test_states_are_known_by_the_names_of_their_classes() -> None:

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seng.errors import CaptureError
 from seng.estimators import ESTIMATORS, Cost, Form
 from seng.factors import Factor
 from seng.factors.kronecker import Kronecker, kronecker
 from seng.factors.truncated import TOLERANCE
-from seng.layers import LAYERS
+from seng.layers import LAYERS, LayerCall, affine
+from seng.layers.contract import Layer
 from seng.layers.linear import linear
 from seng.sizes import Size
 from seng.sketch import SKETCHES, Sampling
 from seng.testing import check_estimator, check_layer, check_layer_type, check_sketch
-from seng.types import LayerIO, Product, Rows
+from seng.types import LayerIO, Product
 
 # estimators that leave something out, and by how much that may change a direction
 LOSSY = {"truncated": TOLERANCE}
@@ -55,12 +57,12 @@ class Scale(nn.Module):
         return x * self.weight
 
 
-def _scale(module: nn.Module, x: Tensor, g: Tensor, wanted: tuple[str, ...], training: bool) -> LayerIO:
-    return Rows(((x * g).reshape(len(x), -1, 4).sum(1),))
+def _scale(module: nn.Module, call: LayerCall) -> dict[str, Tensor]:
+    return {"weight": (call.x * call.g).flatten(1, -2).sum(1)}
 
 
 def test_layer_of_a_third_party_keeps_the_contract(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(LAYERS, Scale, _scale)
+    monkeypatch.setitem(LAYERS, Scale, Layer(_scale))
     check_layer(Scale, lambda: torch.randn(5, 3, 4), power=0.5)
     with pytest.raises(AssertionError, match="no case of Scale. Add one to seng.testing.LAYER_CASES"):
         check_layer_type(Scale)
@@ -77,12 +79,12 @@ WRONG_LAYERS: dict[str, Callable[[LayerIO], LayerIO]] = {
 
 @pytest.mark.parametrize("fault", WRONG_LAYERS)
 def test_layer_contract_notices_what_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch):
-    def wrong(*arguments: Any) -> LayerIO:
-        return WRONG_LAYERS[fault](linear(*arguments))
+    def wrong(module: nn.Module, call: LayerCall) -> dict[Any, LayerIO]:
+        return {part: WRONG_LAYERS[fault](io) for part, io in linear(module, call).items()}
 
-    monkeypatch.setitem(LAYERS, nn.Linear, wrong)
-    message = "expected a relative error of at most 1e-09, got|expected gradients of 2 parameters, got 1"
-    with pytest.raises(AssertionError, match=message):
+    monkeypatch.setitem(LAYERS, nn.Linear, Layer(wrong, affine))
+    message = r"expected a relative error of at most 1e-09, got|expected \[6, 2\] elements a sample of .*, got \[6\] at"
+    with pytest.raises((AssertionError, CaptureError), match=message):
         check_layer(lambda: nn.Linear(3, 2), lambda: torch.randn(4, 5, 3))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from seng.recipes import build_recipe
-from seng.train.config import RunConfig
-from seng.train.settings import override
+from seng.apps.recipes import build_recipe
+from seng.apps.train.config import RunConfig
+from seng.apps.train.settings import override
 
 SMALL = {"epochs": "4", "model.widths": "4,8", "batch_size": "128", "log_every": "3"}
 

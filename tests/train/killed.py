@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 import torch._dynamo  # which the first optimizer of a process imports, in seconds
 
-from seng.recipes import build_recipe
-from seng.train import build_session, create_run, open_run, train
-from seng.train.config import RunConfig
-from seng.train.settings import override
+from seng.apps.recipes import build_recipe
+from seng.apps.train import build_session, create_run, open_run, train
+from seng.apps.train.config import RunConfig
+from seng.apps.train.settings import override
 
 CHANGES = {"epochs": "3", "model.widths": "4,8", "batch_size": "128", "log_every": "3", "stats_every": "4"}
 

@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import seng
-from seng.recipes import build_recipe
-from seng.report import ReportError, write_report
-from seng.train import Evaluation, build_session, create_run, open_run, train
-from seng.train.checkpoint import checkpoints, load_checkpoint, restore_newest
-from seng.train.config import RunConfig
-from seng.train.errors import CheckpointError, DamagedError, DivergedError
-from seng.train.folder import RunFolder, locked
-from seng.train.metrics import MetricsFile, StepRecord, read_records
-from seng.train.settings import override
+from seng.apps.recipes import build_recipe
+from seng.apps.report import ReportError, write_report
+from seng.apps.train import Evaluation, build_session, create_run, open_run, train
+from seng.apps.train.checkpoint import checkpoint_path, checkpoints, restore_newest
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import CheckpointError, DamagedError, DivergedError
+from seng.apps.train.folder import RunFolder, locked
+from seng.apps.train.metrics import MetricsFile, StepRecord, read_records
+from seng.apps.train.settings import override
 
 from ..cli.conftest import call
 from ..report.made import make_records, make_run
@@ -99,7 +99,9 @@ def test_finished_run_says_which_lines_it_passes_over(call, tmp_path: Path, monk
     assert call("train", "--out", tmp_path, *QUICK)[0] == 0
     metrics = RunFolder(tmp_path).metrics
     metrics.write_bytes(b"".join(line + b"\n" for line in LINES.values()) + metrics.read_bytes())
-    monkeypatch.setattr("seng.train.loop.MetricsFile", lambda path, keep: MetricsFile(path, metrics.stat().st_size))
+    monkeypatch.setattr(
+        "seng.apps.train.loop.MetricsFile", lambda path, keep: MetricsFile(path, metrics.stat().st_size)
+    )
     code, printed = call("train", "--out", tmp_path, "--resume")
     assert code == 0
     for number in range(1, len(LINES) + 1):
@@ -287,11 +289,11 @@ def test_settings_that_are_damaged_are_named(tmp_path: Path, small_run: RunConfi
 
 
 def test_checkpoint_that_unpacks_to_more_than_its_file_is_damaged(tmp_path: Path, small_run: RunConfig):
-    path = tmp_path / "bomb.pt"
+    path = checkpoint_path(tmp_path, 1)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb/data.pkl", bytes(2**26))
     with pytest.raises(DamagedError, match="larger unpacked than packed"):
-        load_checkpoint(path, build_session(small_run))
+        restore_newest(path.parent, build_session(small_run))
 
 
 def _doubled(levels: int) -> list[Any]:
@@ -306,12 +308,12 @@ def _doubled(levels: int) -> list[Any]:
 def test_checkpoint_that_holds_itself_many_times_is_refused(
     tmp_path: Path, small_run: RunConfig, part: str, levels: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("seng.train.checkpoint.MOST_VALUES", 10**5)
+    monkeypatch.setattr("seng.apps.train.checkpoint.MOST_VALUES", 10**5)
     _start(override(small_run, {"epochs": "1", "model.widths": "1,1"}), tmp_path)
     (path,) = checkpoints(tmp_path / "checkpoints")
     torch.save(torch.load(path, weights_only=True) | {part: _doubled(levels)}, path)
     with pytest.raises(CheckpointError, match=r"step-.*.pt is .{,400}$"):
-        load_checkpoint(path, build_session(small_run))
+        restore_newest(path.parent, build_session(small_run))
 
 
 # -- one process a folder -------------------------------------------------------------------------------------------
@@ -319,7 +321,7 @@ def test_checkpoint_that_holds_itself_many_times_is_refused(
 HOLDS = """
 import sys, time
 from pathlib import Path
-from seng.train.folder import locked
+from seng.apps.train.folder import locked
 with locked(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(600)
@@ -342,7 +344,7 @@ def held(tmp_path: Path):
 
 @pytest.mark.parametrize("option", ["--overwrite", "--resume"])
 def test_second_process_is_refused_and_changes_nothing(call, held, option: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("seng.train.folder.PATIENCE", 0.1)
+    monkeypatch.setattr("seng.apps.train.folder.PATIENCE", 0.1)
     folder, process = held
     (folder / "checkpoints").mkdir()
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}

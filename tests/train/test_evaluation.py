@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seng.train import Session, build_session, evaluate
-from seng.train.config import RunConfig
-from seng.train.data import Dataset, TensorSplit
-from seng.train.meters import Meter
+from seng.apps.train import Session, build_session, evaluate
+from seng.apps.train.config import RunConfig
+from seng.apps.train.data import Dataset, TensorSplit
+from seng.apps.train.meters import Meter
 
 SINGLE = 1e-6  # float32 means of batches of different sizes, relative
 

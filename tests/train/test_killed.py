@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import pytest
 import torch
 
 import seng
-from seng.train.checkpoint import checkpoints
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
+from seng.apps.train.checkpoint import checkpoints
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import read_records
 
 from . import killed
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kill -9 needs a
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     """Records without times, and without the starts of processes, which are times."""
-    records = [record for record in read_metrics(RunFolder(folder).metrics) if record["kind"] != "start"]
+    records = [asdict(record) for record in read_records(RunFolder(folder).metrics) if record.kind != "start"]
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
@@ -62,7 +63,7 @@ def test_program_killed_twenty_times_resumes_and_ends_with_the_same_numbers(tmp_
 
     def start(folder: Path) -> subprocess.Popen[bytes]:
         arguments = ["--resume"] if (folder / "config.json").exists() else fresh
-        command = [sys.executable, "-m", "seng.cli", "train", "--out", str(folder), *arguments]
+        command = [sys.executable, "-m", "seng", "train", "--out", str(folder), *arguments]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
 
     began = time.perf_counter()

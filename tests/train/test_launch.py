@@ -1,4 +1,4 @@
-"""``torchrun ... -m seng.cli train``: processes as a user starts them, killed, taken up again by more or fewer."""
+"""``torchrun ... -m seng train``: processes as a user starts them, killed, taken up again by more or fewer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import torch
 from torch import distributed as dist
 
 import seng
-from seng.train.checkpoint import checkpoint_path, checkpoints
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
+from seng.apps.train.checkpoint import checkpoint_path, checkpoints
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import StartRecord, read_records
 
 HANG = 240  # seconds after which processes are taken to wait for each other for ever
 TIMES = ("seconds", "samples_per_second", "parts")
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built
 
 def start(processes: int, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*torchrun, "-m", "seng.cli", "train", "--out", str(folder), *arguments]
+    command = [*torchrun, "-m", "seng", "train", "--out", str(folder), *arguments]
     return subprocess.Popen(
         command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -52,7 +53,7 @@ def finish(started: subprocess.Popen[str]) -> str:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """Records without times, and without the starts of processes, which are times."""
-    found = [record for record in read_metrics(RunFolder(folder).metrics) if record["kind"] != "start"]
+    found = [asdict(record) for record in read_records(RunFolder(folder).metrics) if record.kind != "start"]
     return [{key: value for key, value in record.items() if key not in TIMES} for record in found]
 
 
@@ -77,8 +78,9 @@ def test_torchrun_trains_real_digits_on_two_processes(tmp_path: Path):
     found = [record for record in records(tmp_path / "run") if record["kind"] == "epoch"]
     assert [record["epoch"] for record in found] == [1, 2]
     assert found[-1]["train_loss"] < 2.0  # chance is ln 10 = 2.3
-    starts = [record for record in read_metrics(tmp_path / "run" / "metrics.jsonl") if record["kind"] == "start"]
-    assert [record["environment"]["processes"] for record in starts] == [2]
+    everything = read_records(tmp_path / "run" / "metrics.jsonl")
+    starts = [record for record in everything if isinstance(record, StartRecord)]
+    assert [record.environment["processes"] for record in starts] == [2]
 
 
 @pytest.mark.slow

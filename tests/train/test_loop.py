@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from seng.recipes import build_recipe
-from seng.train import Evaluation, build_session, create_run, open_run, train
-from seng.train.checkpoint import checkpoints
-from seng.train.config import RunConfig
-from seng.train.errors import DivergedError
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
-from seng.train.settings import override
+from seng.apps.recipes import build_recipe
+from seng.apps.train import Evaluation, build_session, create_run, open_run, train
+from seng.apps.train.checkpoint import checkpoints
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import DivergedError
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import read_records
+from seng.apps.train.settings import override
 
 from .conftest import SMALL
 
@@ -34,7 +35,7 @@ def _resume(path: Path, **options: Any) -> Evaluation:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     """The run's records without times, and without the starts of processes, which are times."""
-    records = [record for record in read_metrics(RunFolder(path).metrics) if record["kind"] != "start"]
+    records = [asdict(record) for record in read_records(RunFolder(path).metrics) if record.kind != "start"]
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
@@ -47,13 +48,13 @@ def test_train_records_every_logged_step_and_every_epoch(tmp_path: Path, small_r
     last = (epochs[-1]["test_loss"], epochs[-1]["test_accuracy"], epochs[-1]["test_accuracy5"])
     assert last == (result.loss, result.accuracy, result.accuracy5)
     assert records[-1] == {"kind": "end", "epoch": 4, "step": 44, "reason": "epochs"}
-    seconds = [record["seconds"] for record in read_metrics(RunFolder(tmp_path).metrics)]
+    seconds = [record.seconds for record in read_records(RunFolder(tmp_path).metrics)]
     assert seconds == sorted(seconds)
 
 
 def test_first_step_is_recorded_with_what_it_ran_on(tmp_path: Path, small_run: RunConfig):
     _start(small_run, tmp_path, stop_after=1)
-    first, *rest = read_metrics(RunFolder(tmp_path).metrics)
+    first, *rest = map(asdict, read_records(RunFolder(tmp_path).metrics))
     assert (first["kind"], first["step"]) == ("start", 1)
     assert 0 < first["seconds"] < first["startup"]
     assert first["environment"]["torch"] == torch.__version__
@@ -63,7 +64,7 @@ def test_first_step_is_recorded_with_what_it_ran_on(tmp_path: Path, small_run: R
 
 def test_parts_of_a_step_add_up_to_its_time(tmp_path: Path, small_run: RunConfig):
     _start(dataclasses.replace(small_run, log_every=11), tmp_path, stop_after=2)
-    first, second = (r for r in read_metrics(RunFolder(tmp_path).metrics) if r["kind"] == "step")
+    first, second = (r for r in map(asdict, read_records(RunFolder(tmp_path).metrics)) if r["kind"] == "step")
     assert set(second["parts"]) == {"data", "forward", "backward", "optimizer", "refresh"}
     refresh = second["parts"].pop("refresh")
     assert 0 < refresh < second["parts"]["optimizer"]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from seng.apps.train.config import LossConfig
+from seng.apps.train.losses import build_loss
 from seng.errors import SengError
-from seng.train.config import LossConfig
-from seng.train.losses import build_loss
 
 ROUNDING = 1e-12  # float64, sums of at most some hundred terms
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from seng.apps.recipes import build_recipe
+from seng.apps.train.config import OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
+from seng.apps.train.optimizers import build_optimizer, build_schedule
 from seng.errors import SengError
 from seng.optimizer import SENG
-from seng.recipes import build_recipe
-from seng.train.config import OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
-from seng.train.optimizers import build_optimizer, build_schedule
 
 
 def _with(optimizer: OptimizerConfig) -> RunConfig:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from seng.train.curves import draw_curves
-from seng.train.metrics import CurvatureRecord, EndRecord, EpochRecord, StepRecord
-from seng.train.progress import ProgressBar, refresh_share
+from seng.apps.train.curves import draw_curves
+from seng.apps.train.metrics import CurvatureRecord, EndRecord, EpochRecord, StepRecord
+from seng.apps.train.progress import ProgressBar, refresh_share
 
 STEP = StepRecord(3, 25, 0.1234, 0.875, 0.1, 1.0, 1234.0)
 EPOCH = EpochRecord(3, 30, 0.11, 0.9, 0.22, 0.9512, 1.2, 1200.0)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import torch
 from torch import distributed as dist
 
 import seng
+from seng.apps.train.errors import ConfigError
+from seng.apps.train.folder import RunFolder
+from seng.apps.train.metrics import StartRecord, read_records
+from seng.apps.train.ranks import ALONE, Ranks, choose_device, joined
 from seng.errors import RankError
-from seng.train.errors import ConfigError
-from seng.train.folder import RunFolder
-from seng.train.metrics import read_metrics
-from seng.train.ranks import ALONE, Ranks, choose_device, joined
 
 from . import worker
 from .worker import STOPPED_AT, config_of, run
@@ -75,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     """Records without times, and without the starts of processes, which are times."""
-    records = [record for record in read_metrics(RunFolder(folder).metrics) if record["kind"] != "start"]
+    records = [asdict(record) for record in read_records(RunFolder(folder).metrics) if record.kind != "start"]
     return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
@@ -123,10 +124,11 @@ def test_resumed_processes_equal_uninterrupted_ones_bit_for_bit(folder: Path, sc
 
 
 def test_signal_to_one_process_stops_all_at_the_next_logged_step(folder: Path):
-    starts = [record for record in read_metrics(folder / "interrupted" / "metrics.jsonl") if record["kind"] == "start"]
-    assert [record["step"] for record in starts] == [1, 7]
+    records = read_records(folder / "interrupted" / "metrics.jsonl")
+    starts = [record for record in records if isinstance(record, StartRecord)]
+    assert [record.step for record in starts] == [1, 7]
     assert STOPPED_AT < 6 == config_of("seng").log_every * 2
-    assert starts[0]["environment"]["processes"] == WORLD
+    assert starts[0].environment["processes"] == WORLD
 
 
 def test_share_deals_every_sample_once():

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seng.train.metrics import CurvatureRecord
-from seng.train.records import SPECTRUM, merged, thin
+from seng.apps.train.metrics import CurvatureRecord
+from seng.apps.train.records import SPECTRUM, merged, thin
 
 
 @given(st.integers(0, 300))

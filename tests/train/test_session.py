@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from seng.apps.recipes import build_recipe
+from seng.apps.train import build_session
+from seng.apps.train.config import LossConfig, RunConfig
+from seng.apps.train.losses import build_loss
+from seng.apps.train.settings import override
 from seng.errors import SengError
-from seng.recipes import build_recipe
-from seng.train import build_session
-from seng.train.config import LossConfig, RunConfig
-from seng.train.losses import build_loss
-from seng.train.settings import override
 
 
 @pytest.mark.parametrize(("name", "kind"), [("seng", "SENG"), ("sgd", "SGD"), ("adamw", "AdamW")])

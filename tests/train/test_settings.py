@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from seng.recipes import RECIPES, build_recipe
-from seng.train.config import RunConfig
-from seng.train.errors import ConfigError
-from seng.train.settings import from_dict, override, settings, to_dict
+from seng.apps.recipes import RECIPES, build_recipe
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import ConfigError
+from seng.apps.train.settings import from_dict, override, settings, to_dict
 
 CONFIG = build_recipe("digits")
 
@@ -44,6 +44,8 @@ def test_override_changes_one_setting_and_no_other(name, text, value):
         ({"epocs": "3"}, "unknown setting.*Did you mean 'epochs'"),
         ({"zzzzzzzz": "3"}, "unknown setting.*Choose one of the names"),
         ({"power": "1"}, "ambiguous: expected optimizer.seng.power or schedule.power"),
+        ({"seed": str(2**63)}, "bad value for seed: expected a whole number, got '9223372036854775808'"),
+        ({"model.widths": f"8,{10**30}"}, "bad value for model.widths"),
         ({"epochs": "many"}, "bad value for epochs: expected a whole number, got 'many'"),
         ({"trust": "much"}, "expected none or a number, got 'much'"),
         ({"schedule.name": "sine"}, "expected polynomial or cosine or constant, got 'sine'"),

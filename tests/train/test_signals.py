@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from seng.train import signals
-from seng.train.signals import NUMBERS, Interrupted, Signals
+from seng.apps.train import signals
+from seng.apps.train.signals import NUMBERS, Interrupted, Signals
 
 
 @pytest.mark.parametrize("number", NUMBERS)

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from seng.apps.recipes import build_recipe
+from seng.apps.train import Session, build_session, create_run, train
+from seng.apps.train.config import RunConfig
+from seng.apps.train.errors import ConfigError
+from seng.apps.train.metrics import Record, StepRecord
+from seng.apps.train.settings import override
 from seng.errors import SengError
-from seng.recipes import build_recipe
-from seng.train import Session, build_session, create_run, train
-from seng.train.config import RunConfig
-from seng.train.errors import ConfigError
-from seng.train.metrics import Record, StepRecord
-from seng.train.settings import override
 
 from .conftest import SMALL
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from seng.train.errors import ConfigError
-from seng.train.metrics import EpochRecord
-from seng.train.target import METRICS, Target
+from seng.apps.train.errors import ConfigError
+from seng.apps.train.metrics import EpochRecord
+from seng.apps.train.target import METRICS, Target
 
 RECORD = EpochRecord(1, 10, 0.5, 0.75, 0.25, 0.875, 1.0, 2.0, test_accuracy5=None)
 

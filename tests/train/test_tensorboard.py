@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from seng.train.errors import ConfigError
-from seng.train.metrics import CurvatureRecord, EndRecord, EpochRecord, StepRecord
-from seng.train.tensorboard import TensorBoardFiles, numbers
+from seng.apps.train.errors import ConfigError
+from seng.apps.train.metrics import CurvatureRecord, EndRecord, EpochRecord, StepRecord
+from seng.apps.train.tensorboard import TensorBoardFiles, numbers
 
 SINGLE = 1e-6  # the files hold float32
 

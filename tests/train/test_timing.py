@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from seng.train import timing
-from seng.train.timing import StepClock, Stopwatch, process_age
+from seng.apps.train import timing
+from seng.apps.train.timing import StepClock, Stopwatch, process_age
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from seng.recipes import build_recipe
-from seng.train import Evaluation, RunFolder, build_session, create_run, train
-from seng.train.config import RunConfig
-from seng.train.ranks import Ranks, joined
-from seng.train.settings import override
-from seng.train.signals import Interrupted
+from seng.apps.recipes import build_recipe
+from seng.apps.train import Evaluation, RunFolder, build_session, create_run, train
+from seng.apps.train.config import RunConfig
+from seng.apps.train.ranks import Ranks, joined
+from seng.apps.train.settings import override
+from seng.apps.train.signals import Interrupted
 
 QUICK = {"epochs": "2", "model.widths": "4,8", "batch_size": "128", "log_every": "3", "stats_every": "4"}
 STOPPED_AT = 5  # the step at which the second process alone is asked to stop

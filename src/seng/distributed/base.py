@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
@@ -24,8 +25,8 @@ class Batch:
     facts: Callable[[], Mapping[str, str]]
 
 
-class Updates:
-    """Directions on their way to the other ranks; here there are none."""
+class Updates(ABC):
+    """Directions on their way to the other ranks."""
 
     def take(self, name: str) -> Sequence[Tensor]:
         """Return the whole gradients of a block that is cut among ranks, for the direction to be written there.
@@ -34,9 +35,11 @@ class Updates:
         """
         raise NotImplementedError
 
+    @abstractmethod
     def ready(self, name: str, written: bool) -> None:
         """Say that a block's direction is in its gradients, or that this rank has no curvature for it."""
 
+    @abstractmethod
     def finish(self, holders: Mapping[str, int]) -> None:
         """Wait until all gradients hold what they are to hold. ``holders`` counts ranks with curvature by block."""
 
@@ -52,6 +55,7 @@ class Strategy:
     Attributes:
         name: Key of the table.
         pooled: Whether one curvature has the samples of all ranks behind it.
+        several: Whether directions travel between ranks.
         rank: This rank.
         world: Number of ranks.
         plan: Who does what; made at the first refresh.
@@ -59,6 +63,7 @@ class Strategy:
 
     name: ClassVar[str] = "none"
     pooled: ClassVar[bool] = False
+    several: ClassVar[bool] = False
 
     def __init__(self, wire_dtype: torch.dtype | None = None):
         self.wire_dtype = wire_dtype
@@ -151,7 +156,7 @@ class Strategy:
             gradients: Each block's, or this rank's parts of them.
             cuts: How they are cut among the ranks, where they are.
         """
-        return Updates()
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give back what was set up."""

@@ -18,6 +18,8 @@ T = TypeVar("T")
 class Ranks(Strategy):
     """Several ranks of torch.distributed."""
 
+    several = True
+
     def __init__(self, wire_dtype: torch.dtype | None = None, wire: Wire | None = None):
         super().__init__(wire_dtype)
         self.wire = wire or Wire(wire_dtype)

@@ -167,7 +167,7 @@ def running() -> bool:
 
 def several_ranks() -> bool:
     """Return whether it runs with more than one rank."""
-    return running() and dist.get_world_size() > 1
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager

@@ -66,10 +66,10 @@ class Kronecker(Factor):
         weight = v[0].view(c, 1, d_out, d_in)
         inner = self.g.reshape(c, 1, n * s, d_out) @ weight if d_in <= d_out else None
         if inner is not None:
-            y = _row_dots(inner.view(c, n, s * d_in), self.a.reshape(c, n, s * d_in))
+            y = torch.linalg.vecdot(inner.view(c, n, s * d_in), self.a.reshape(c, n, s * d_in)).sum(0)
         else:
             inner = self.a.reshape(c, 1, n * s, d_in) @ weight.mT
-            y = _row_dots(inner.view(c, n, s * d_out), self.g.reshape(c, n, s * d_out))
+            y = torch.linalg.vecdot(inner.view(c, n, s * d_out), self.g.reshape(c, n, s * d_out)).sum(0)
         if self.bias:
             y = y + (self.g @ v[1].view(c, 1, d_out, 1)).sum((0, 2, 3))
         return y * self.scale
@@ -127,7 +127,3 @@ def kronecker(io: Product, scale: float, dtype: torch.dtype) -> Kronecker:
     a, g = io.chunk(0, io.n)
     a, g = a.to(dtype), g.to(dtype)
     return Kronecker(a.contiguous(), g.contiguous(), io.bias, scale)
-
-
-def _row_dots(x: Float[Tensor, "c n k"], y: Float[Tensor, "c n k"]) -> Float[Tensor, " n"]:
-    return torch.linalg.vecdot(x, y).sum(0)

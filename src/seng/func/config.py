@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from math import isfinite
 from typing import Any
 
 import torch
 
+from ..config import is_number, plain
 from ..errors import OptionError, choose
 
+DTYPES = (torch.float32, torch.float64)
 MODES = {"relative": True, "absolute": False}
 
 
@@ -62,7 +63,7 @@ class Settings:
                 close = get_close_matches(name, known, n=1)
                 fix = f"Did you mean {close[0]!r}" if close else "Remove it"
                 raise OptionError(call, "unknown option", expected="one of " + ", ".join(known), got=name, fix=fix)
-        settings = cls(**given)
+        settings = cls(**{name: plain(value) for name, value in given.items()})
         for name, table in {"damping_mode": MODES, **(tables or {})}.items():
             choose(table, getattr(settings, name), call=call, option=name)
         settings.validate(call)
@@ -76,13 +77,13 @@ class Settings:
         """Raise OptionError at the first number that is out of range."""
         for name, least in (("rank", 1), ("iterations", 0), ("memory", 1), ("seed", 0)):
             value = getattr(self, name)
-            good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            require(call, name, value, good, f"an integer >= {least}")
+            good = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+            require(call, name, value, good, f"an integer >= {least}, below 2^63")
         require_number(call, "tolerance", self.tolerance, low=0.0, open_low=True)
         require(call, "per_sample", self.per_sample, isinstance(self.per_sample, bool), "True or False")
-        for name in ("row_dtype", "solve_dtype"):
+        for name, known in (("row_dtype", (*DTYPES, None)), ("solve_dtype", DTYPES)):
             value = getattr(self, name)
-            good = value in (torch.float32, torch.float64) or (value is None and name == "row_dtype")
+            good = any(value is dtype for dtype in known)
             require(call, name, value, good, "torch.float32 or torch.float64")
         weights_of(call, self.weights)
 
@@ -97,8 +98,7 @@ def require_number(
     call: str, name: str, value: Any, *, low: float, open_low: bool = False, below: float | None = None
 ) -> None:
     """Raise OptionError unless the value is a finite number >= low (> low if open), and < below if that is given."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    good = good and (value > low if open_low else value >= low) and (below is None or value < below)
+    good = is_number(value) and (value > low if open_low else value >= low) and (below is None or value < below)
     text = f"a number {'>' if open_low else '>='} {low:g}" + ("" if below is None else f" and < {below:g}")
     require(call, name, value, good, text)
 
@@ -119,7 +119,7 @@ def _positive(value: Any) -> bool:
     if isinstance(value, torch.Tensor) and (value.numel() != 1 or value.is_complex() or value.dtype == torch.bool):
         return False
     value = _plain(value)
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+    return is_number(value) and value > 0
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import plain, scheduled
 from ..errors import OptionError, choose
 from ..schedules import Schedule, value_at
 from .config import require, require_number
@@ -110,7 +111,7 @@ class NaturalGradient:
         damping_rule: str = "nielsen", momentum: float = 0.0, acceleration: bool = True, line_search: str = "none",
         scaling: bool = True, **settings: Any,
     ):  # fmt: skip
-        call = "NaturalGradient()"
+        call, lr, momentum = "NaturalGradient()", plain(lr), plain(momentum)
         require_number(call, "lr", lr, low=0.0, open_low=True)
         require_number(call, "momentum", momentum, low=0.0, below=1.0)
         require(call, "acceleration", acceleration, isinstance(acceleration, bool), "True or False")
@@ -122,13 +123,14 @@ class NaturalGradient:
                 call, "damping has two masters", expected="damping_rule='constant' with a schedule", got=damping_rule,
                 fix="Pass a number, or damping_rule='constant'",
             )  # fmt: skip
-        require_number(call, "damping", value_at(damping, 0), low=0.0, open_low=True)
-        self.params, self.residual_fn, self.lr, self.momentum = params, residual_fn, lr, momentum
+        first = scheduled(call, "damping", damping, 0)
+        require_number(call, "damping", first, low=0.0, open_low=True)
+        self.params, self.residual_fn, self.lr, self.momentum = params, residual_fn, float(lr), momentum
         self.settings = settings_of(call, settings)
         self.acceleration = acceleration and self.settings.fisher == "gauss_newton"
         self._layout, self._given = params_of(params, call), damping
         self._always = damping_rule == "constant" and line_search == "none"
-        self.steps, self.damping = 0, value_at(damping, 0)
+        self.steps, self.damping = 0, first
         self.counters: dict[str, int] = dict.fromkeys(EVENTS, 0)
         self._previous: Tensor | None = None
         leaf = self._layout.leaves[0]
@@ -191,7 +193,7 @@ class NaturalGradient:
 
     def _follow_schedule(self) -> None:
         if callable(self._given):
-            self.damping = self._given(self.steps)
+            self.damping = scheduled("step()", "damping", self._given, self.steps)
             require_number("step()", "damping", self.damping, low=0.0, open_low=True)
 
     def _try(self, problem: Problem, directions: Directions, loss: float) -> StepResult:

@@ -1,40 +1,70 @@
-"""Layers: how each supported module gives its inputs and output gradients in canonical form.
+"""Layers: how each supported module gives its per-sample gradients.
 
-A layer is one function ``(module, x, g, wanted, training) -> LayerIO`` of the module's input x [n, ...], the
-gradient g of its output, the names of its trainable parameters and its mode. Adding one is a line in the table.
+A layer is one function of the module and a call, ``LayerCall``: inputs, output gradients and the names of the wanted
+parameters. It returns ``{name: gradients [n, *parameter.shape]}``; parameters whose gradients are kept as a product or
+a lookup are named together, by a tuple. A new layer is a call of ``register``, and in the library a line in the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..types import LayerIO
+from ..errors import OptionError
+from .contract import (
+    Gradients,
+    Layer,
+    LayerCall,
+    LayerFunction,
+    Names,
+    UnsupportedCall,
+    gradients_of,
+    own_parameters,
+    parameter_of,
+)
 from .convolution import convolution
-from .embedding import embedding
+from .embedding import embedding, unsupported_embedding
 from .linear import linear
 from .norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
 
-__all__ = ["LAYERS", "UNSUPPORTED_CONTAINERS", "layer_function"]
+__all__ = [
+    "LAYERS",
+    "UNSUPPORTED_CONTAINERS",
+    "Gradients",
+    "Layer",
+    "LayerCall",
+    "LayerFunction",
+    "Names",
+    "UnsupportedCall",
+    "gradients_of",
+    "layer_of",
+    "own_parameters",
+    "parameter_of",
+    "register",
+]
 
-LayerFunction = Callable[[nn.Module, Tensor, Tensor, tuple[str, ...], bool], LayerIO]
 
-LAYERS: dict[type[nn.Module], LayerFunction] = {
-    nn.Linear: linear,
-    nn.Conv1d: convolution,
-    nn.Conv2d: convolution,
-    nn.Conv3d: convolution,
-    nn.Embedding: embedding,
-    nn.BatchNorm1d: batch_norm,
-    nn.BatchNorm2d: batch_norm,
-    nn.BatchNorm3d: batch_norm,
-    nn.LayerNorm: layer_norm,
-    nn.GroupNorm: group_norm,
-    nn.InstanceNorm1d: instance_norm,
-    nn.InstanceNorm2d: instance_norm,
-    nn.InstanceNorm3d: instance_norm,
-    nn.RMSNorm: rms_norm,
+def affine(module: nn.Module) -> tuple[Names, ...]:
+    """Return the names of a weight and a bias, as one part."""
+    return (("weight", "bias"),)
+
+
+LAYERS: dict[type[nn.Module], Layer] = {
+    nn.Linear: Layer(linear, affine),
+    nn.Conv1d: Layer(convolution, affine),
+    nn.Conv2d: Layer(convolution, affine),
+    nn.Conv3d: Layer(convolution, affine),
+    nn.Embedding: Layer(embedding, affine, unsupported_embedding),
+    nn.BatchNorm1d: Layer(batch_norm, affine),
+    nn.BatchNorm2d: Layer(batch_norm, affine),
+    nn.BatchNorm3d: Layer(batch_norm, affine),
+    nn.LayerNorm: Layer(layer_norm, affine),
+    nn.GroupNorm: Layer(group_norm, affine),
+    nn.InstanceNorm1d: Layer(instance_norm, affine),
+    nn.InstanceNorm2d: Layer(instance_norm, affine),
+    nn.InstanceNorm3d: Layer(instance_norm, affine),
+    nn.RMSNorm: Layer(rms_norm, affine),
 }
 
 # modules that read their children's parameters without calling the children: their weights pass through
@@ -43,15 +73,65 @@ UNSUPPORTED_CONTAINERS: dict[type[nn.Module], str] = {
 }
 
 
-def layer_function(module: nn.Module) -> LayerFunction | None:
-    """Return the table's function for a module, also for subclasses that keep the forward pass."""
-    for kind, function in LAYERS.items():
-        if isinstance(module, kind) and type(module).forward is kind.forward and _plain(module):
-            return function
+def layer_of(module: nn.Module) -> Layer | None:
+    """Return the layer of the nearest type in the table that has the module's own forward pass, or None."""
+    for kind in type(module).__mro__:
+        if kind in LAYERS and type(module).forward is kind.forward:
+            return LAYERS[kind]
     return None
 
 
-def _plain(module: nn.Module) -> bool:
-    if isinstance(module, nn.Embedding):
-        return not module.sparse and not module.scale_grad_by_freq and module.max_norm is None
-    return True
+def register(
+    module_type: type[nn.Module], function: LayerFunction, *, parts: Iterable[Iterable[str]] | None = None
+) -> None:
+    """Make the modules of a type supported layers; a type that is one already gets the new function.
+
+    ``function(module, call)`` returns ``{name: u}``, where u [n, *parameter.shape] holds what each sample adds to the
+    parameter's ``.grad``. It is asked at refreshes, after backward, for the names in ``call.wanted``. Subclasses are
+    supported, too, unless they have a forward pass of their own; register those by themselves.
+    ``seng.testing.check_layer`` proves a function right.
+
+    Args:
+        module_type: The type.
+        function: From the module and a ``LayerCall`` to the per-sample gradients.
+        parts: The names of the parameters: those preconditioned together as one tuple. All of the module's own by
+            default, together.
+
+    Raises:
+        OptionError: The type is none of modules, the function cannot be called, or a name stands twice.
+
+    Example:
+        >>> class Gain(nn.Module):
+        ...     def __init__(self, d):
+        ...         super().__init__()
+        ...         self.gain = nn.Parameter(torch.ones(d))
+        ...
+        ...     def forward(self, x):
+        ...         return x * self.gain
+        >>> def gain(module, call):
+        ...     return {"gain": (call.x * call.g).flatten(1, -2).sum(1)}
+        >>> import seng, torch
+        >>> seng.layers.register(Gain, gain)
+        >>> seng.testing.check_layer(lambda: Gain(3), lambda: torch.randn(4, 2, 3))
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):
+        raise OptionError(
+            "register()", "no type of modules", expected="a subclass of torch.nn.Module", got=module_type,
+            fix="Pass the class itself",
+        )  # fmt: skip
+    if not callable(function):
+        raise OptionError(
+            "register()", "the function cannot be called", expected="a function of a module and a LayerCall",
+            got=function, fix="Pass the function itself",
+        )  # fmt: skip
+    if parts is None:
+        LAYERS[module_type] = Layer(function)
+        return
+    named = tuple(tuple(part) for part in parts)
+    names = [name for part in named for name in part]
+    if not names or len(names) > len(set(names)) or not all(isinstance(name, str) for name in names):
+        raise OptionError(
+            "register()", "parts do not name parameters once each", expected="tuples of different names", got=named,
+            fix="Name each parameter once",
+        )  # fmt: skip
+    LAYERS[module_type] = Layer(function, lambda module: named)

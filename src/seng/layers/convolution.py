@@ -5,22 +5,23 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..types import LayerIO
+from .contract import Gradients, LayerCall
 from .linear import product
 
 
-def convolution(module: nn.Module, x: Tensor, g: Tensor, wanted: tuple[str, ...], training: bool) -> LayerIO:
+def convolution(module: nn.Module, call: LayerCall) -> Gradients:
     """Output pixels are positions; ``a`` is a strided view of the padded input, unfolded only when used.
 
     a [c, n, d_in / c, *kernel, *pixels], g [c, n, d_out / c, s] for c groups.
     """
     assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    x, g = call.x, call.g
     if x.dim() == len(module.kernel_size) + 1:  # without a batch dimension: one sample
         x, g = x[None], g[None]
     c, n = module.groups, x.shape[0]
     pixels = g.shape[2:]
     g = g.reshape(n, c, module.out_channels // c, -1).transpose(0, 1)
-    return product(_patches(module, x, tuple(pixels)), g, 1 + len(pixels), wanted)
+    return product(_patches(module, x, tuple(pixels)), g, 1 + len(pixels), call.wanted)
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, pixels: tuple[int, ...]) -> Tensor:

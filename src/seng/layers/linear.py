@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..types import LayerIO, Product, Rows
+from ..types import Product
+from .contract import Gradients, LayerCall, Names
 
 
-def linear(module: nn.Module, x: Tensor, g: Tensor, wanted: tuple[str, ...], training: bool) -> LayerIO:
+def linear(module: nn.Module, call: LayerCall) -> Gradients:
     """Dimensions between the batch and the features are positions: a [1, n, d_in, s], g [1, n, d_out, s].
 
     An input without a batch dimension is one sample.
     """
+    x, g = call.x, call.g
     n, s = x.shape[0] if x.dim() > 1 else 1, x.shape[1:-1].numel()
     a, g = x.reshape(n, s, x.shape[-1]).mT, g.reshape(n, s, g.shape[-1]).mT
-    return product(a[None], g[None], 1, wanted)
+    return product(a[None], g[None], 1, call.wanted)
 
 
-def product(a: Tensor, g: Tensor, features: int, wanted: tuple[str, ...]) -> LayerIO:
+def product(a: Tensor, g: Tensor, features: int, wanted: Names) -> Gradients:
     """Return the product of a and g, or the bias rows alone where the weight is frozen."""
     if "weight" in wanted:
-        return Product(a, g, features, "bias" in wanted)
-    return Rows((g.sum(3).transpose(0, 1).flatten(1),))
+        return {wanted: Product(a, g, features, "bias" in wanted)}
+    return {"bias": g.sum(3).transpose(0, 1).flatten(1)}

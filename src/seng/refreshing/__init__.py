@@ -2,8 +2,8 @@
 
 from .facts import Facts
 from .moving import Move, Place, move
-from .reach import Reach
-from .refresh import NoRefresh, Refresh, Refreshes
+from .reach import Reach, bounds_passing
+from .refresh import Refresh, Refreshes
 from .resuming import go_on
 from .sharing import Members, Sharing
 from .thin import Carriers, ThinCorrections
@@ -13,13 +13,13 @@ __all__ = [
     "Facts",
     "Members",
     "Move",
-    "NoRefresh",
     "Place",
     "Reach",
     "Refresh",
     "Refreshes",
     "Sharing",
     "ThinCorrections",
+    "bounds_passing",
     "go_on",
     "move",
 ]

@@ -74,10 +74,16 @@ class Reach:
         counts = (self._table >= 0).sum(0).tolist()
         return {} if self.spent else dict(zip(self._names, counts, strict=True))
 
-    def pace(self, options: Options, step: int) -> float | None:
+    def pace(self, options: Options, step: int, norm: Tensor) -> Tensor | None:
         """Return what scales gradients that no curvature reaches: the mean of each row's pace.
 
-        Under a trust cap no gradient is amplified.
+        Under a trust cap no gradient is amplified, and together they are no longer than a block's direction may be,
+        their F being 0; of losses that are sums no bound is known.
+
+        Args:
+            options: Those in force.
+            step: The step.
+            norm: Of all these gradients together, 0-d.
         """
         paces = []
         for means in self._table:
@@ -86,5 +92,18 @@ class Reach:
             if len(dampings):
                 mean = float(dampings.mean())
                 pace = options.estimator.passthrough_scale(mean, options.power)
-                paces.append(pace if options.trust is None else min(1.0, pace))
-        return sum(paces) / len(paces) if paces else None
+                paces.append(_within_trust(pace, mean, options, norm))
+        return torch.stack(paces).mean() if paces else None
+
+
+def _within_trust(pace: float, damping: float, options: Options, norm: Tensor) -> Tensor:
+    if options.trust is None:
+        return torch.full_like(norm, pace)
+    if not bounds_passing(options):
+        return torch.full_like(norm, min(1.0, pace))
+    return (options.trust * damping ** (0.5 - options.power) / norm).clamp(max=min(1.0, pace))
+
+
+def bounds_passing(options: Options) -> bool:
+    """Return whether the trust cap bounds gradients that no curvature reaches, so that their norm has to be known."""
+    return options.natural and options.trust is not None and options.loss_reduction == "mean"

@@ -42,7 +42,7 @@ class Refreshes:
 
     def begin(
         self, members: Members, samples: int, step: int, refused: Collection[str] = (), idle: bool = False
-    ) -> NoRefresh:
+    ) -> Refresh | None:
         """Agree with the other ranks on who makes curvature of what. A collective call.
 
         Args:
@@ -72,7 +72,7 @@ class Refreshes:
         if not able:
             if not (idle and max(rows) == 0):
                 self._put_off(max(rows))
-            return NoRefresh()
+            return None
         sharing.plan(able, census, short, step, self.curvature)
         if not sharing.strategy.pooled:
             census = census.without(short)
@@ -103,40 +103,17 @@ class Refreshes:
             self.count("unused", f"the batch did not use these layers, they pass through: {', '.join(unused)}", 1)
 
 
-class NoRefresh:
-    """A step at which curvature stays.
-
-    Attributes:
-        taken: Whether curvature is refreshed.
-        fresh: Whether the step under way is to use the new curvature, not that held before.
-    """
-
-    taken = False
-    fresh = False
-
-    def block(self, name: str) -> None:
-        """Make a block's curvature by this rank alone, unless it is another's or done."""
-
-    def shared(self) -> None:
-        """Make the curvature of the blocks that ranks factorise for one another. A collective call."""
-
-    def at_once(self) -> None:
-        """Make curvature before it is used where that is faster and keeps no more than what was captured."""
-
-    def finish(self) -> None:
-        """Make what is left, and tell all ranks what is held now. A collective call."""
-
-
-class Refresh(NoRefresh):
+class Refresh:
     """One refresh, block by block, so that a block's samples die with it.
 
     Args:
         refreshes: Where curvature is kept.
         incoming: The samples.
         step: The step.
-    """
 
-    taken = True
+    Attributes:
+        fresh: Whether the step under way is to use the new curvature, not that held before.
+    """
 
     def __init__(self, refreshes: Refreshes, incoming: Incoming, step: int):
         self._all, self._incoming, self._step = refreshes, incoming, step
@@ -144,6 +121,7 @@ class Refresh(NoRefresh):
         refreshes.thin.prepare(incoming.refreshed, refreshes.sharing.strategy.plan.thin, self.fresh)
 
     def block(self, name: str) -> None:
+        """Make a block's curvature by this rank alone, unless it is another's or done."""
         if name not in self._incoming.alone:
             return
         self._incoming.alone.discard(name)
@@ -177,6 +155,7 @@ class Refresh(NoRefresh):
         return everyones[rank]
 
     def shared(self) -> None:
+        """Make the curvature of the blocks that ranks factorise for one another. A collective call."""
         if self._incoming.shared:
             with self._all.span("refresh"):
                 found = refresh_shared(
@@ -188,6 +167,7 @@ class Refresh(NoRefresh):
                     self._done(name, failed)
 
     def at_once(self) -> None:
+        """Make curvature before it is used where that is faster and keeps no more than what was captured."""
         options, held = self._all.sharing.options, self._all.curvature
         if options.power == 1.0 or not options.serves_once(self._step):
             return
@@ -198,6 +178,7 @@ class Refresh(NoRefresh):
             held |= solve_rows({name: held[name] for name in names if self._made_now(name)}, options)
 
     def finish(self) -> None:
+        """Make what is left, and tell all ranks what is held now. A collective call."""
         self.shared()
         self._all.thin.adopt()
         self._all.reach.share(self._all.sharing.strategy)

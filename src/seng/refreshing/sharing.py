@@ -25,6 +25,7 @@ from ..sketch import generator_for
 from ..types import LayerIO
 from .forms import LOW_RANK, form_of, framed, parts_in_form, pooled, received, rounded, specs_of, widths
 from .moving import Move, Place, move_one
+from .reach import bounds_passing
 
 Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
 
@@ -134,21 +135,18 @@ class Sharing:
         """The strategies that the option leaves to choose from, whatever "auto" has settled on."""
         return self.asked.candidates()
 
-    def settle(self, call: str) -> bool:
-        """Take up the ranks that there are now; return whether they are others than before.
+    def settle(self, call: str) -> None:
+        """Take up the ranks that there are now.
 
         Raises:
             OptionError: The strategy needs ranks, and there are none.
         """
         options, before = self.options, self.strategy
-        if before.current(options.distributed.name):
-            return False
         asked = strategy_for(options.distributed, call, self._layout.cut_among)
         asked.given_rates = before.given_rates
         self.resume(self.place())
         before.close()
         self.strategy = self.asked = asked
-        return True
 
     def resume(self, place: Place) -> None:
         """Note by whom curvature was made that the ranks are to agree on, by ``go_on_from`` or ``start_anew``."""
@@ -246,6 +244,9 @@ class Sharing:
         loads = self._loads(census, choices, columns or {}, strategy)
         interval, budget = self.options.interval_at(step), self.options.memory_budget
         plan = strategy.arrange(loads, interval, self.overhead(strategy), budget)
+        if self._layout.passing and bounds_passing(self.options) and self._layout.cut_among > 1:
+            told = 8 * (strategy.world - 1)  # the square of the parts of gradients that pass through
+            plan = replace(plan, step_bytes=tuple(count + told for count in plan.step_bytes))
         return Proposal(choices, loads, plan)
 
     def _require_room(self, held: int) -> None:
@@ -364,7 +365,7 @@ class Sharing:
 
 def _kinds(block: Block) -> list[int]:
     """Return the first member of each kind: those that join with an earlier one need no place of their own."""
-    kinds = [(slots, watched.function) for watched, slots in block.members]
+    kinds = [(slots, member.layer) for member, slots in block.members]
     return [k for k, kind in enumerate(kinds) if kinds.index(kind) == k]
 
 

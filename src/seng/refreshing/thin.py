@@ -10,8 +10,7 @@ from torch import Tensor
 from ..blocks import Layout
 from ..distributed import Strategy
 from ..factors import Factor
-from ..gradients import targets, write_back
-from ..types import Grads
+from ..gradients import BlockGradients
 
 Carriers = tuple[Factor | None, ...]  # by rank: U as far as U z needs it; None where a rank has no samples
 
@@ -64,11 +63,11 @@ class ThinCorrections:
         """Note this rank's part of a step."""
         self._said[name] = torch.cat([multiplier[None], z * multiplier])
 
-    def finish(self, grads: Mapping[str, Grads], holders: Mapping[str, int], strategy: Strategy) -> None:
+    def finish(self, grads: Mapping[str, BlockGradients], holders: Mapping[str, int], strategy: Strategy) -> None:
         """Exchange the coefficients and leave the mean directions in ``.grad``. A collective call."""
         names = [name for name in self.carriers if name in grads]
-        for dtype in dict.fromkeys(grads[name][0].dtype for name in names):
-            same = [name for name in names if grads[name][0].dtype == dtype]
+        for dtype in dict.fromkeys(grads[name].values[0].dtype for name in names):
+            same = [name for name in names if grads[name].values[0].dtype == dtype]
             lengths = [1 + max(c.n for c in self.carriers[name] if c is not None) for name in same]
             own = torch.zeros(sum(lengths), dtype=dtype, device=strategy.device)
             for part, name in zip(own.split(lengths), same, strict=True):
@@ -81,10 +80,10 @@ class ThinCorrections:
                     self._write(name, grads[name], part / holders[name])
         self._said.clear()
 
-    def _write(self, name: str, grads: Grads, parts: Tensor) -> None:
-        for x in grads:
+    def _write(self, name: str, own: BlockGradients, parts: Tensor) -> None:
+        for x in own.values:
             x.mul_(parts[:, 0].sum())
         for part, carrier in zip(parts, self.carriers[name], strict=True):
             if carrier is not None:
-                carrier.add_rmv_(grads, part[1 : 1 + carrier.n].contiguous())
-        write_back(targets(self._layout.blocks[name]), grads)
+                carrier.add_rmv_(own.values, part[1 : 1 + carrier.n].contiguous())
+        own.write_back()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg import eigen_coefficients
+from ..linalg import eigen_coefficients, shrinkage
 from .state import FactorisationError, LinAlgError, SolveState, require_finite
 
 
@@ -39,6 +39,14 @@ class EigenState(SolveState):
     ) -> Float[Tensor, " n"]:
         """Cost: 2 n^2."""
         return eigen_coefficients(self.values, self.vectors, y, damping, power)
+
+    def with_metric(
+        self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Cost: 3 n^2."""
+        seen = self.vectors.T @ y
+        z = self.vectors @ (shrinkage(self.values, damping, power) * seen)
+        return z, z if power == 1.0 else self.vectors @ (shrinkage(self.values, damping, 1.0) * seen)
 
     def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.vectors @ (self.values * (self.vectors.T @ x))

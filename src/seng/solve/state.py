@@ -57,6 +57,13 @@ class SolveState(ABC):
     ) -> Float[Tensor, " n"]:
         """Return z for y = U^T g; ``tolerance`` is the relative error of z that is welcome where it saves time."""
 
+    def with_metric(
+        self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Return z, and the z of power 1: the one that ``linalg.metric_length`` takes."""
+        z = self.coefficients(y, damping, power, tolerance)
+        return z, z if power == 1.0 else self.coefficients(y, damping, 1.0)
+
     @abstractmethod
     def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Return K x."""
@@ -84,15 +91,3 @@ def require_finite(gram: Float[Tensor, "n n"]) -> None:
     """Raise FactorisationError where K is not finite. Cost: n."""
     if not bool(gram.diagonal().sum().isfinite()):
         raise FactorisationError("the Gram matrix is not finite")
-
-
-def coefficients(
-    state: SolveState, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
-) -> Float[Tensor, " n"]:
-    """Return z with damping^power (F + damping I)^-power g = g + U z."""
-    return state.coefficients(y, damping, power, tolerance)
-
-
-def spectrum(state: SolveState) -> Float[Tensor, " n"]:
-    """Return the eigenvalues of K, ascending."""
-    return state.spectrum()

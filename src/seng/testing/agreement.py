@@ -15,7 +15,6 @@ from ..config import Options
 from ..curvature import as_captured, block_io
 from ..preconditioner import Preconditioner
 from ..schedules import value_at
-from ..types import LayerIO
 from ..wrappers import unwrap
 from .oracle import copy_gradients, dense_direction
 
@@ -56,12 +55,9 @@ def captured_rows(model: nn.Module, loss_closure: LossClosure, **selection: Any)
         model: The model.
         loss_closure: Computes the loss by calling the model.
         **selection: ``include`` and ``exclude``, as for ``seng.SENG``.
-
-    Raises:
-        AssertionError: A layer's function leaves out a parameter.
     """
     blocks = blocks_of(model, **selection)
-    capture = Capture([entry for block in blocks.values() for entry, _ in block.members])
+    capture = Capture([member.watched for block in blocks.values() for member, _ in block.members])
     try:
         loss_closure().backward()
         layers = capture.collect().layers
@@ -70,9 +66,7 @@ def captured_rows(model: nn.Module, loss_closure: LossClosure, **selection: Any)
     rows = {}
     for name, block in blocks.items():
         if any(entry.name in layers for entry, _ in block.members):
-            parts = block_io(block, layers)
-            _require_all_parameters(name, parts)
-            rows[name] = as_captured(block, parts, 1.0, torch.float64).to_dense().T
+            rows[name] = as_captured(block, block_io(block, layers), 1.0, torch.float64).to_dense().T
     return rows
 
 
@@ -150,14 +144,6 @@ def check_direction(
             trust=chosen.trust,
         )
         _require_close("check_direction", name, flat_gradient(blocks[name]), expected, tolerance)
-
-
-def _require_all_parameters(name: str, parts: tuple[tuple[LayerIO, tuple[int, ...]], ...]) -> None:
-    for io, slots in parts:
-        if len(io.shapes) != len(slots):
-            raise AssertionError(
-                f"captured_rows: expected gradients of {len(slots)} parameters, got {len(io.shapes)} at layer {name}"
-            )
 
 
 def _require_close(call: str, name: str, got: Tensor, expected: Tensor, tolerance: float) -> None:

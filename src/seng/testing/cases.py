@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+
 
 class Case(NamedTuple):
-    """How to make a module and its input [n, ...]; both may draw random numbers."""
+    """How to make a module and its input [n, ...], or several by position or keyword; both may draw random numbers."""
 
     make_module: Callable[[], nn.Module]
-    make_input: Callable[[], Tensor]
+    make_input: Callable[[], Inputs]
 
 
 def _input(*shape: int) -> Callable[[], Tensor]:

@@ -6,20 +6,22 @@ that a new line is tested the day it is written; run them on a layer, sketch or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..estimators import ESTIMATORS, Estimator, Form
 from ..sizes import Size
 from ..sketch import Identity, draw
 from ..types import LayerIO, Lookup, Product, Rows
 from .agreement import EXACT, check_direction, check_rows, relative_error
-from .cases import LAYER_CASES
+from .cases import LAYER_CASES, Inputs
+from .oracle import samples_dimension
 
 DRAWS = 2000  # of a sketch, for its mean
 STANDARD_ERRORS = 3.0  # by which a mean over draws may be off
@@ -29,7 +31,7 @@ FULL_RANK = 16  # at least the positions, or a side, of every layer used here: n
 
 def check_layer(
     make_module: Callable[[], nn.Module],
-    make_input: Callable[[], Tensor],
+    make_input: Callable[[], Inputs],
     *,
     seed: int = 0,
     tolerance: float = EXACT,
@@ -41,7 +43,8 @@ def check_layer(
 
     Args:
         make_module: Makes the module; its type, or a base of it, stands in ``seng.layers.LAYERS``.
-        make_input: Makes its input [n, ...], n >= 2.
+        make_input: Makes its input [n, ...], n >= 2; several as a tuple, or a mapping by keyword. No other dimension
+            of several inputs may have n entries.
         seed: Of all random numbers, those of the two makers included.
         tolerance: Largest relative error.
         **options: As for ``seng.Preconditioner``; ``loss_reduction`` decides how the loss reduces, too.
@@ -54,18 +57,25 @@ def check_layer(
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module, x = make_module().double(), make_input()
-        x = x.double() if x.is_floating_point() else x
+        module, inputs = make_module().double(), make_input()
+        given: Any = inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
+        given = tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, given)
+        call: Callable[[], Any] = (lambda: module(**given)) if isinstance(given, Mapping) else (lambda: module(*given))
         with torch.no_grad():
-            weights = torch.randn_like(module(x))
+            weights = [torch.randn_like(y) for y in _tensors(call())]
+    n = _tensors(given)[0].shape[samples_dimension(module)]
 
     def loss() -> Tensor:
-        total = (module(x).tanh() * weights).sum()
-        return total / len(x) if options.get("loss_reduction", "mean") == "mean" else total
+        total = torch.stack([(y.tanh() * w).sum() for y, w in zip(_tensors(call()), weights, strict=True)]).sum()
+        return total / n if options.get("loss_reduction", "mean") == "mean" else total
 
     selection = {key: options[key] for key in ("include", "exclude") if key in options}
-    check_rows(module, loss, len(x), tolerance=tolerance, **selection)
-    check_direction(module, loss, len(x), tolerance=tolerance, **options)
+    check_rows(module, loss, n, tolerance=tolerance, **selection)
+    check_direction(module, loss, n, tolerance=tolerance, **options)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
 
 
 def check_layer_type(kind: type[nn.Module]) -> None:

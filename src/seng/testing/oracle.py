@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map
 
+from ..layers import layer_of, parameter_of
 from ..linalg import damped_power
 from ..preflight import untouched_buffers
 
@@ -97,11 +99,18 @@ def dense_direction(
     return direction if natural else direction * lam**power
 
 
+def samples_dimension(module: nn.Module) -> int:
+    """Return the dimension of a module's inputs and outputs that holds the samples."""
+    return 0 if getattr(module, "batch_first", True) else 1
+
+
 @contextmanager
 def _split_modules(model: nn.Module, copies: dict[Any, list[Tensor]], n: int) -> Iterator[None]:
-    changed = []
+    changed: list[nn.Module] = []
     for module in model.modules():
-        own = {name: copies[p] for name, p in module.named_parameters(recurse=False) if p in copies}
+        layer = layer_of(module)
+        names = [name for part in (layer.parts(module) if layer else ()) for name in part]
+        own = {name: copies[p] for name in names if (p := parameter_of(module, name)) in copies}
         if own:
             module.forward = _split(module, module.forward, own, n)
             changed.append(module)
@@ -115,9 +124,15 @@ def _split_modules(model: nn.Module, copies: dict[Any, list[Tensor]], n: int) ->
 def _split(
     module: nn.Module, forward: Callable[..., Tensor], own: dict[str, list[Tensor]], n: int
 ) -> Callable[..., Tensor]:
-    def by_sample(x: Tensor) -> Tensor:
-        if len(x) != n:
-            raise ValueError(f"oracle: expected {n} samples in dimension 0, got {len(x)}")
+    dim = samples_dimension(module)
+
+    def sample(x: Any, i: int) -> Any:
+        return x.narrow(dim, i, 1) if isinstance(x, Tensor) and x.dim() > dim and x.shape[dim] == n else x
+
+    def by_sample(*args: Any, **kwargs: Any) -> Any:
+        x = next(x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        if x.shape[dim] != n:
+            raise ValueError(f"oracle: expected {n} samples in dimension {dim}, got {x.shape[dim]}")
         pieces = []
         whole = _without_affine(module, x) if isinstance(module, nn.modules.batchnorm._BatchNorm) else None
         for i in range(n):
@@ -128,9 +143,10 @@ def _split(
                 pieces.append(whole[i : i + 1] * scale + shift)
                 continue
             module.forward = forward  # type: ignore[method-assign]
-            pieces.append(functional_call(module, values, (x[i : i + 1],)))
+            inputs, named = tree_map(lambda x, i=i: sample(x, i), (args, kwargs))
+            pieces.append(functional_call(module, values, inputs, named))
             module.forward = by_sample  # type: ignore[method-assign]
-        return torch.cat(pieces)
+        return tree_map(lambda *own: None if own[0] is None else torch.cat(own, dim), *pieces)
 
     return by_sample
 

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seng.train import data
-from seng.train.config import DataConfig
-from seng.train.data import Dataset
-from seng.train.data.cifar import SCALE
-from seng.train.errors import DataError
+from seng.apps.train import data
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import Dataset
+from seng.apps.train.data.cifar import SCALE
+from seng.apps.train.errors import DataError
 
 from .cifar_files import (
     ARCHIVES,

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seng.train.data.content import LARGEST_ARCHIVE, LARGEST_FILE, read_content, read_members
-from seng.train.errors import DataError
+from seng.apps.train.data.content import LARGEST_ARCHIVE, LARGEST_FILE, read_content, read_members
+from seng.apps.train.errors import DataError
 
 from .cifar_files import tar_gz
 

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seng.apps.train import data
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import fashion
+from seng.apps.train.errors import ConfigError, DataError
 from seng.errors import SengError
-from seng.train import data
-from seng.train.config import DataConfig
-from seng.train.data import fashion
-from seng.train.errors import ConfigError, DataError
 
 from .fashion_files import images, labels, write_fashion
 

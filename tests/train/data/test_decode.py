@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from seng.train.data.decode import AREA, NUMBERS, RATIO, middle_cut, random_cut, read_picture
-from seng.train.data.draws import uniforms
-from seng.train.errors import DataError
+from seng.apps.train.data.decode import AREA, NUMBERS, RATIO, middle_cut, random_cut, read_picture
+from seng.apps.train.data.draws import uniforms
+from seng.apps.train.errors import DataError
 
 from .image_files import picture
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from seng.train.config import DataConfig
-from seng.train.data import digits
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import digits
 
 
 def test_table_is_that_of_scikit_learn():
@@ -29,7 +29,7 @@ def test_table_comes_through_scikit_learn_where_its_file_is_elsewhere(monkeypatc
 
 def test_digits_are_loaded_without_importing_scikit_learn():
     code = (
-        "import sys; from seng.train.config import DataConfig; from seng.train.data import load_dataset\n"
+        "import sys; from seng.apps.train.config import DataConfig; from seng.apps.train.data import load_dataset\n"
         "load_dataset(DataConfig('digits')); print('sklearn' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seng.train.data.draws import uniforms
+from seng.apps.train.data.draws import uniforms
 
 WORD = 2**64
 SIGMAS = 5.0  # a fair generator passes such a bound but once in two million

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from seng.train import data
-from seng.train.config import DataConfig
+from seng.apps.train import data
+from seng.apps.train.config import DataConfig
 
 from .fashion_files import images, write_fashion
 

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seng.train.data.idx import read_idx
-from seng.train.errors import DataError
+from seng.apps.train.data.idx import read_idx
+from seng.apps.train.errors import DataError
 
 IMAGES = bytes.fromhex("00000803 00000002 00000002 00000003") + bytes(range(12))
 LABELS = bytes.fromhex("00000801 00000003") + bytes((7, 0, 9))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from seng.train import data
-from seng.train.config import DataConfig
-from seng.train.data import Dataset
-from seng.train.data.decode import read_picture
-from seng.train.data.image_folders import SCALE
-from seng.train.data.pictures import PictureSplit
-from seng.train.errors import ConfigError, DataError
+from seng.apps.train import data
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import Dataset
+from seng.apps.train.data.decode import read_picture
+from seng.apps.train.data.image_folders import SCALE
+from seng.apps.train.data.pictures import PictureSplit
+from seng.apps.train.errors import ConfigError, DataError
 
 from .image_files import CLASSES, picture, write_imagenet
 

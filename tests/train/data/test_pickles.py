@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seng.train.data.pickles import ADMITTED, read_pickle
-from seng.train.errors import DataError
+from seng.apps.train.data.pickles import ADMITTED, read_pickle
+from seng.apps.train.errors import DataError
 
 from .cifar_files import python_batch, samples
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seng.train.data.pictures import PictureSplit, Scale, StoredPictures, shifted_and_mirrored
+from seng.apps.train.data.pictures import PictureSplit, Scale, StoredPictures, shifted_and_mirrored
 
 SCALE = Scale((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 ROUNDING = 2e-6  # float32: a few units in the last place of numbers up to 3

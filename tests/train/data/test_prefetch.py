@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from seng.train import data
-from seng.train.config import DataConfig
-from seng.train.data import Split, TensorSplit, prefetched
-from seng.train.errors import DataError
+from seng.apps.train import data
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data import Split, TensorSplit, prefetched
+from seng.apps.train.errors import DataError
 
 from .cifar_files import write_cifar
 from .image_files import CLASSES, write_imagenet
@@ -127,7 +127,7 @@ def test_prefetched_goes_on_when_the_workers_are_asked_to_stop(tmp_path: Path, n
 
 SCRIPT = """
 import multiprocessing, os, sys, time, torch
-from seng.train.data import TensorSplit, prefetch, prefetched
+from seng.apps.train.data import TensorSplit, prefetch, prefetched
 
 def follow_late(worker, follow=prefetch._follow_main):
     time.sleep(worker)

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
+from seng.apps.train import data
+from seng.apps.train.config import DataConfig
+from seng.apps.train.data.topics import TextSplit, topics_text
+from seng.apps.train.errors import DataError
 from seng.errors import SengError
-from seng.train import data
-from seng.train.config import DataConfig
-from seng.train.data.topics import TextSplit, topics_text
-from seng.train.errors import DataError
 
 TEXT = torch.arange(100)  # each character is its place
 

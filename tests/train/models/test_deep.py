@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import seng
+from seng.apps.train.config import ModelConfig
+from seng.apps.train.data import Signature
+from seng.apps.train.models import ResidualBlock, build_model, cifar_resnet18, cifar_vgg16bn, imagenet_resnet50
 from seng.errors import SengError
-from seng.train.config import ModelConfig
-from seng.train.data import Signature
-from seng.train.models import ResidualBlock, build_model, cifar_resnet18, cifar_vgg16bn, imagenet_resnet50
 
 BUILDERS = {
     "cifar-resnet18": cifar_resnet18,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from seng.apps.train.config import ModelConfig
+from seng.apps.train.data import Signature
+from seng.apps.train.models import build_model
 from seng.errors import SengError
-from seng.train.config import ModelConfig
-from seng.train.data import Signature
-from seng.train.models import build_model
 
 PICTURES = Signature((1, 28, 28), classes=10)
 
@@ -37,7 +37,7 @@ def test_small_resnet_has_one_block_a_width():
 
 
 def test_residual_block_is_the_shortcut_where_its_body_is_zero():
-    from seng.train.models import ResidualBlock
+    from seng.apps.train.models import ResidualBlock
 
     block = ResidualBlock(4, 4, stride=1).eval()
     last = list(block.body.children())[-1]

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import seng
+from seng.apps.train.config import LossConfig, ModelConfig
+from seng.apps.train.data import Signature
+from seng.apps.train.losses import build_loss
+from seng.apps.train.models import build_model
+from seng.apps.train.models.transformer import CausalAttention, CharTransformer
 from seng.errors import SengError
 from seng.testing import check_rows
-from seng.train.config import LossConfig, ModelConfig
-from seng.train.data import Signature
-from seng.train.losses import build_loss
-from seng.train.models import build_model
-from seng.train.models.transformer import CausalAttention, CharTransformer
 
 CLASSES, LENGTH = 11, 6
 CONFIG = ModelConfig("char-transformer", (8, 12, 10), heads=2)

@@ -1,7 +1,0 @@
-"""``python -m seng.cli``."""
-
-from __future__ import annotations
-
-from . import main
-
-main()
