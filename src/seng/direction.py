@@ -123,11 +123,11 @@ def direction(curvature: Curvature, seen: Seen, options: Options, step: int, ran
             z = curvature.row_solution * mean.weight
             z_one = state.coefficients(seen.y, damping, 1.0) if capping else None
         elif capping:
-            z, z_one = state.with_metric(seen.y, damping, options.power, options.tolerance)
+            z, z_one = state.with_metric(seen.y, damping, options.power, options.estimator.tolerance)
         else:
             frozen = curvature.factor is not None and curvature.factor.frozen_damping
             of_z = curvature.damping if frozen else damping
-            z = state.coefficients(seen.y, of_z, options.power, options.tolerance)
+            z = state.coefficients(seen.y, of_z, options.power, options.estimator.tolerance)
     except FactorisationError:
         return Direction(seen, torch.zeros_like(seen.y), torch.zeros_like(damping), state, capped)
     multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
@@ -195,6 +195,6 @@ def solve_rows(held: Mapping[str, Curvature], options: Options) -> dict[str, Cur
     for systems in alike.values():
         names, states, sums = zip(*systems, strict=True)
         damping = torch.stack([held[name].damping for name in names])
-        z = coefficients_together(states, torch.stack(sums), damping, options.power, options.tolerance)
+        z = coefficients_together(states, torch.stack(sums), damping, options.power, options.estimator.tolerance)
         solved |= {n: replace(held[n], row_solution=own) for n, own in zip(names, z.unbind(), strict=True)}
     return solved
