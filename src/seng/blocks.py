@@ -83,6 +83,11 @@ class Block:
             == [(entry.module, entry.wanted) for entry, _ in other.members]
         )
 
+    @property
+    def tied(self) -> bool:
+        """Whether members share a parameter."""
+        return sum(len(slots) for _, slots in self.members) > len(self.parameters)
+
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """How each parameter is cut among the ranks; empty where every rank has all of them."""

@@ -26,8 +26,8 @@ from .broadcast import as_table
 from .compiled import record, register, tensors_of, watch
 from .errors import CaptureError
 from .hooks import Hook, exporting, transformed
-from .layers import Layer, Names, UnsupportedCall, gradients_of, parameter_of
-from .records import Call, MicroBatch, Use, hookable, mapped, shapes_of, taken
+from .layers import Layer, Names, RandomState, UnsupportedCall, gradients_of, never, parameter_of
+from .records import Call, MicroBatch, Use, foreign, hookable, mapped, shapes_of, taken
 from .types import LayerIO, join_batches, join_uses
 
 
@@ -135,6 +135,9 @@ class Capture:
         after = Hook(partial(self._after, entry.name), self)
         # first of all hooks: fully_shard's lets the whole parameters go
         handles = [entry.module.register_forward_hook(after, with_kwargs=True, prepend=True)]
+        if entry.layer.draws is not never:
+            random = Hook(partial(self._note_random, entry), self)
+            handles.append(entry.module.register_forward_pre_hook(random, with_kwargs=True))
         if entry.name in self._withheld:
             before = Hook(partial(self._withhold, entry), self)
             restore = Hook(partial(self._restore, entry.name))
@@ -186,6 +189,10 @@ class Capture:
         if not torch.compiler.is_compiling():
             self._call.returned = [shape[0] for shape in shapes_of(output)]
 
+    def _note_random(self, entry: Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and entry.layer.draws(module):
+            self._random[entry.name] = RandomState.before((args, kwargs))
+
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if exporting():
             return None
@@ -227,7 +234,8 @@ class Capture:
             use.outputs = max(use.outputs, output + 1)
             self._receive(batch, name, use, output, grad)
 
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]  # compiled, it would read version counters when it is compiled
+    # traced, version counters would be constants
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         entry = self._watched[name]
         if transformed() or module is not entry.module:  # a copy of the model took the hooks along
@@ -246,20 +254,21 @@ class Capture:
         versions = tuple((x, x._version) for x in memo.values())
         leaves = None if withheld else self._leaves(module, wanted)
         use = Use(inputs, named, versions, module.training, wanted, leaves, self._random.pop(name, None), 0)
-        output = mapped(output, partial(self._hooked, batch, name, use))
-        if not use.outputs:
-            self._refused[name] = f"its output is a {type(output).__name__}"
+        output = mapped(output, partial(self._hooked, batch, name, use, isinstance(output, Tensor)))
+        kind = foreign(output)
+        if kind is not None:
+            self._refused[name] = f"its output holds a {kind}, whose gradient is not seen"
         elif isinstance(module, nn.Embedding):
             return as_table(output, use, batch.call.given, lambda own, grad: self._receive(batch, name, own, 0, grad))
         return output
 
-    def _hooked(self, batch: MicroBatch, name: str, use: Use, output: Tensor) -> Tensor:
-        """Return an output of a call to pass on; its gradient will be recorded."""
+    def _hooked(self, batch: MicroBatch, name: str, use: Use, alone: bool, output: Tensor) -> Tensor:
+        """Return an output of a call, its only one or not, to pass on; its gradient will be recorded."""
         place = use.outputs
         use.outputs += 1
         if not output.requires_grad:
             return output
-        output, source = hookable(output)
+        output, source = hookable(output, alone)
         shape = output.shape
         source.register_hook(lambda grad: self._receive(batch, name, use, place, grad.reshape(shape)))
         return output

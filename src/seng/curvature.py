@@ -14,7 +14,7 @@ from torch import Tensor
 from .blocks import Block
 from .config import Options
 from .errors import BatchError
-from .factors import Combined, Explicit, Factor, build_factor, merge, truncate
+from .factors import Combined, Explicit, Factor, build_factor, merge, thin, truncate
 from .linalg import pack_triangle, unpack_triangle
 from .sketch import generator_for
 from .solve import EigenState, FactorisationError, SolveState, from_vector, init, to_vector, vector_size
@@ -299,6 +299,9 @@ def factor_of(
     generator = generator_for(options.seed, step, block.name) if drawing else torch.default_generator
     dtype = block.compute_dtype
     io, slots = parts[0]
+    if len(parts) > 1 and choice.estimator == "rows" and not block.tied:  # one layer, on as few columns as it needs
+        written = as_captured(block, parts, pool.scale(options), dtype)
+        return thin(Explicit.from_rows(written.to_dense().T, written.shapes)), pool
     if len(parts) > 1 or len(slots) < len(block.parameters):
         kept = choice if len(parts) > 1 else Choice("operator")
         return as_captured(block, parts, pool.scale(options), dtype, kept, generator), pool

@@ -37,10 +37,15 @@ class Size:
     members: tuple[Size, ...] = ()
 
     @staticmethod
-    def of_block(ios: Sequence[LayerIO], options: Options, itemsize: int) -> Size:
-        """Read the shape of a whole block: tied modules side by side, positions expanded where that is asked for."""
+    def of_block(ios: Sequence[LayerIO], options: Options, itemsize: int, tied: bool = True) -> Size:
+        """Read the shape of a whole block: tied modules side by side, positions expanded where that is asked for.
+
+        A weight and a bias whose gradients come apart are one layer; ``tied``: no such.
+        """
         sizes = [Size.of(io, itemsize) for io in ios]
         first = sizes[0]
+        if not tied and [size.kind for size in sizes] == ["product", "rows"]:
+            return replace(first, p=sum(size.p for size in sizes))
         if len(sizes) > 1:
             return replace(first, kind="tied", members=tuple(sizes))
         if options.positions == "expand" and first.kind != "rows":

@@ -172,7 +172,7 @@ def plan(model: nn.Module, inputs: Tensor | Sequence[Any] | Mapping[str, Any], *
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
     sizes = {
-        name: Size.of_block([io for io, _ in block_io(block, layers)], chosen, block.compute_dtype.itemsize)
+        name: Size.of_block([io for io, _ in block_io(block, layers)], chosen, block.compute_dtype.itemsize, block.tied)
         for name, block in layout.blocks.items()
         if any(entry.name in layers for entry, _ in block.members)
     }

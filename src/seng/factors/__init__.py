@@ -33,6 +33,7 @@ __all__ = [
     "combine",
     "implicit_gram_is_cheaper",
     "merge",
+    "thin",
     "truncate",
 ]
 

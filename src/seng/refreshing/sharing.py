@@ -257,7 +257,7 @@ class Sharing:
             frames = _joined(census.of(name), strategy.pooled)
             if frames:
                 ios = [shape_only(frame, widths(block, block.members[k][1])) for k, frame in sorted(frames.items())]
-                sizes[name] = Size.of_block(ios, options, block.compute_dtype.itemsize)
+                sizes[name] = Size.of_block(ios, options, block.compute_dtype.itemsize, block.tied)
         if options.memory_budget is not None and strategy.pooled:  # each rank holds its share
             options = options.with_(memory_budget=options.memory_budget * strategy.world)
         return choose_all(sizes, options, interval, "step()", self.reweighted) if sizes else {}
