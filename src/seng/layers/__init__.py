@@ -30,6 +30,7 @@ from .convolution import convolution, transposed_convolution
 from .embedding import embedding, embedding_bag, unsupported_embedding
 from .linear import linear
 from .norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from .parametrized import parametrized
 from .prelu import prelu
 from .randomness import RandomState
 from .recognised import recognised
@@ -104,7 +105,7 @@ def layer_of(module: nn.Module) -> Layer | None:
     """
     for kind in type(module).__mro__:
         if kind in LAYERS and type(module).forward is kind.forward:
-            return LAYERS[kind]
+            return parametrized(module, LAYERS[kind])
     return recognised(module)
 
 
