@@ -285,19 +285,6 @@ def test_unused_layers_are_named_once():
     pre.close()
 
 
-def test_parametrized_weights_pass_through_with_a_reason():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).double()
-    x = random(1, N, 3)
-    pre = Preconditioner(model)
-    passed = pre.coverage().passed_through
-    assert set(passed) == {f"0.parametrizations.weight.original{k}" for k in (0, 1)}
-    assert all("not supported" in reason for reason in passed.values())
-    pre.close()
-    assert blocks_of(model)["0"].parameter_names == ("0.bias",)
-    check_direction(model, lambda: loss_of(model, x), N)
-
-
 def test_weights_computed_by_old_hooks_pass_through_with_a_reason():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

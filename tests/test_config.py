@@ -52,6 +52,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "tolerance": (*NUMBERS, -0.1, 1.0, 1.5, lambda step: 0.5),
     "wire_dtype": ("float8", 3, True),
     "include": NO_LISTS,
+    "bare_parameters": ("*", [1], [nn.Linear], 3, None),
     "exclude": (*NO_LISTS, None),
     "loss_reduction": NO_NAMES,
     "grad_scaler": (2.0, "scaler", object(), torch.amp.GradScaler, *map(Scaler, (0.0, -1.0, nan, inf, None, "2"))),

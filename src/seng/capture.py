@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from .broadcast import as_table
+from .broadcast import as_broadcast, as_table
 from .compiled import record, register, tensors_of, watch
 from .errors import CaptureError
 from .hooks import Hook, exporting, transformed
-from .layers import Layer, Names, RandomState, UnsupportedCall, gradients_of, never, parameter_of
+from .layers import Bare, Layer, Names, RandomState, UnsupportedCall, gradients_of, never, parameter_of
 from .records import Call, MicroBatch, Use, foreign, hookable, mapped, shapes_of, taken
 from .types import LayerIO, join_batches, join_uses
 
@@ -104,6 +104,7 @@ class Capture:
         self._refused: dict[str, str] = {}
         self._handles: dict[str, list[Any]] = {}
         self._held_back: dict[str, list[nn.Parameter]] = {}
+        self._lent: dict[str, nn.Parameter] = {}  # bare parameters whose modules are being called
         self._random: dict[str, Any] = {}  # states of random generators, of layers that are being called
         self._withheld, self._witnesses = withheld, list(witnesses)
         self._compiled: dict[int, tuple[MicroBatch, str, Use]] = {}
@@ -132,6 +133,13 @@ class Capture:
         self._watched = entries
 
     def _place(self, entry: Watched) -> None:
+        if isinstance(entry.layer.function, Bare):
+            lend, take_back = Hook(partial(self._lend, entry), self), Hook(partial(self._take_back, entry))
+            self._handles[f"module {entry.name}"] = [
+                entry.module.register_forward_pre_hook(lend),
+                entry.module.register_forward_hook(take_back, always_call=True),
+            ]
+            return
         after = Hook(partial(self._after, entry.name), self)
         # first of all hooks: fully_shard's lets the whole parameters go
         handles = [entry.module.register_forward_hook(after, with_kwargs=True, prepend=True)]
@@ -188,6 +196,32 @@ class Capture:
     def _note_returned(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._call.returned = [shape[0] for shape in shapes_of(output)]
+
+    def _lend(self, entry: Watched, module: nn.Module, args: Any) -> None:
+        """Let a bare parameter watch what broadcasts it, for the time of its module's call."""
+        if torch.compiler.is_compiling() or exporting() or transformed() or not torch.is_grad_enabled():
+            return
+        wanted = self._wanted(entry)
+        parameter = module._parameters.get(wanted[0]) if wanted and module is entry.module else None
+        if not isinstance(parameter, nn.Parameter):  # a call within a call
+            return
+        self._enter_phase()
+        batch = self._batch()
+        leaves = self._leaves(module, wanted)
+
+        def take(copies: Tensor) -> None:
+            use = Use((), {}, (), module.training, wanted, leaves)
+            copies.register_hook(lambda grad: self._receive(batch, entry.name, use, 0, grad))
+
+        if batch.call.given:
+            self._lent[entry.name] = parameter
+            module._parameters[wanted[0]] = as_broadcast(parameter, batch.call.given[0], take)  # type: ignore[assignment]
+
+    def _take_back(self, entry: Watched, module: nn.Module, args: Any, output: Any) -> None:
+        if module is entry.module and entry.name in self._lent:
+            parameter = self._lent.pop(entry.name)
+            for part in entry.parts:
+                module._parameters[part[0]] = parameter
 
     def _note_random(self, entry: Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling() and torch.is_grad_enabled() and entry.layer.draws(module):
@@ -411,7 +445,11 @@ class Capture:
                 except UnsupportedCall as reason:
                     self._refused[name] = str(reason)
         counts = {name: [next(iter(given.values())).n for given in gave] for name, gave in found.items()}
-        size = batch.call.samples([n for own in counts.values() for n in own])
+        second = {name for name in counts if not getattr(self._watched[name].module, "batch_first", True)}
+        size = batch.call.samples(
+            [n for name, own in counts.items() if name not in second for n in own],
+            [n for name in counts if name in second for n in counts[name]],
+        )
         for name, own in counts.items():
             odd = next((n for n in own if n != size), None)
             if odd is not None:

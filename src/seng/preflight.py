@@ -17,7 +17,7 @@ from .config import Options
 from .curvature import block_io
 from .distributed import require_strategy
 from .errors import OptionError, OrderError
-from .layers import LayerCall, UnsupportedCall, gradients_of
+from .layers import Bare, LayerCall, UnsupportedCall, gradients_of
 from .planner import Size, choose_all, require_known
 from .types import Choice, LayerIO, join_uses
 from .wrappers import unwrap
@@ -206,6 +206,10 @@ def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, 
 
     def hook_for(entry: Watched) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if isinstance(entry.layer.function, Bare):
+                p = entry.parts[0][0]
+                n = next(len(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+                output = module.get_parameter(p).detach().expand(n, *module.get_parameter(p).shape)
             grads = tuple(torch.zeros_like(x) for x in tree_leaves(output) if isinstance(x, Tensor))
             call = LayerCall(args, kwargs, grads, entry.wanted, module.training)
             with suppress(UnsupportedCall):

@@ -102,12 +102,16 @@ class Call:
     second: int | None = None
     returned: list[int] = field(default_factory=list)
 
-    def samples(self, counts: Sequence[int]) -> int:
+    def samples(self, counts: Sequence[int], second: Sequence[int] = ()) -> int:
         """Return the number of samples.
 
         Args:
-            counts: Number of samples that each layer saw, in the order of backward.
+            counts: Dimension 0 of the inputs of all layers, in the order of backward.
+            second: Dimension 1 of those that have their samples there: they tell where nothing else does.
         """
+        if not set(counts) & {*self.given} and len(set(second)) == 1 and second[0] in (*self.given[:1], self.second):
+            return second[0]
+        counts = counts or second
         if not counts or set(counts) == {1}:
             return len(counts[:1])
         last, known = counts[0], [size for size in self.given if size in counts]

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import OptionError
 from .attention import attention, attention_draws, attention_parts
+from .bare import Bare, bare
 from .bilinear import bilinear
 from .contract import (
     Gradients,
@@ -39,6 +40,7 @@ from .recurrent import recurrent, recurrent_draws, recurrent_parts
 __all__ = [
     "LAYERS",
     "UNSUPPORTED_CONTAINERS",
+    "Bare",
     "Gradients",
     "Layer",
     "LayerCall",
@@ -46,6 +48,7 @@ __all__ = [
     "Names",
     "RandomState",
     "UnsupportedCall",
+    "bare",
     "gradients_of",
     "layer_of",
     "never",

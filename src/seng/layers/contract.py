@@ -128,7 +128,9 @@ def gradients_of(layer: Layer, module: nn.Module, call: LayerCall, parts: Parts,
                 "step()", "a layer's function leaves out a parameter", expected=f"per-sample gradients of {part}",
                 got=tuple(given), layer=name, fix="Return them, by the parameters' names",
             )  # fmt: skip
-        io: LayerIO = given[part] if part in given else Rows(tuple(given[key].flatten(1) for key in part))
+        io: LayerIO = (
+            given[part] if part in given else Rows(tuple(given[key].reshape(len(given[key]), -1) for key in part))
+        )
         sizes = [attrgetter(key)(module).numel() for key in part]
         if [rows * columns for rows, columns in io.shapes] != sizes:
             raise CaptureError(
