@@ -14,6 +14,7 @@ from seng.errors import BatchError, ModelError, OptionError, OrderError, SengErr
 from seng.solve import CholeskyState, DirectState, EigenState, FactorisationError
 
 from .runs import backward, batch, directions, flat_gradients, loss_of, perceptron, sample_rows, snapshot, train
+from .unsupported import Pairs, Slope
 
 CALLS: dict[str, Callable[..., object]] = {
     "SENG()": SENG,
@@ -59,7 +60,7 @@ def test_model_without_trainable_parameters_is_refused(call: str, make: Callable
 
 
 @each_call
-@pytest.mark.parametrize("make", [lambda: nn.GRU(4, 2), lambda: nn.PReLU(), lambda: nn.Bilinear(4, 4, 2)])
+@pytest.mark.parametrize("make", [lambda: nn.GRUCell(4, 2), lambda: Slope(), lambda: Pairs(4, 4, 2)])
 def test_model_without_supported_layers_is_refused(call: str, make: Callable[[], nn.Module]) -> None:
     with pytest.raises(
         ModelError, match=rf"^{call[:-2]}\(\): no supported layer: expected one of Linear, .*, got '\w+'\."

@@ -15,6 +15,8 @@ from seng.errors import ModelError, OptionError
 from seng.layers import LAYERS, layer_of
 from seng.testing import LAYER_CASES
 
+from .unsupported import Pairs, Slope, Upwards
+
 
 def _layout(model: nn.Module, **options: Any):
     return lay_out(model, Options.build("call()", options), "call()")
@@ -28,9 +30,9 @@ class _Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
-        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.PReLU())
+        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), Slope())
         self.decoder = nn.Linear(4, 3, bias=False)
-        self.up = nn.ConvTranspose1d(3, 3, 2)
+        self.up = Upwards(3, 3, 2)
 
 
 def test_blocks_hold_weight_and_bias_of_each_supported_layer():
@@ -42,9 +44,9 @@ def test_blocks_hold_weight_and_bias_of_each_supported_layer():
     }
     assert layout.passed == {
         "scale": "_Net is not supported",
-        "encoder.2.weight": "PReLU is not supported",
-        "up.weight": "ConvTranspose1d is not supported",
-        "up.bias": "ConvTranspose1d is not supported",
+        "encoder.2.weight": "Slope is not supported",
+        "up.weight": "Upwards is not supported",
+        "up.bias": "Upwards is not supported",
     }
     assert set(layout.passing) == set(layout.passed)
 
@@ -103,9 +105,11 @@ def test_models_without_trainable_parameters_are_refused(model: nn.Module):
         _layout(model)
 
 
-@pytest.mark.parametrize("model", [nn.PReLU(), nn.MultiheadAttention(4, 2), nn.Bilinear(2, 2, 2)])
+@pytest.mark.parametrize("model", [Slope(), nn.GRUCell(4, 2), Pairs(2, 2, 2)])
 def test_models_without_supported_layers_are_refused(model: nn.Module):
-    with pytest.raises(ModelError, match=r"no supported layer: expected one of Linear, .*RMSNorm, got .*check include"):
+    with pytest.raises(
+        ModelError, match=r"no supported layer: expected one of Linear, .*RMSNorm, .*, got .*check include"
+    ):
         _layout(model)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
 from seng import SENG, Preconditioner
 from seng.errors import CaptureError, OrderError
@@ -54,8 +55,8 @@ class _Then(nn.Module):
         super().__init__()
         self.layer, self.change = layer, change
 
-    def forward(self, *x: Tensor) -> Tensor:
-        y = self.layer(*x)
+    def forward(self, *x: Tensor, **named: Tensor) -> Tensor:
+        y = self.layer(*x, **named)
         return self.change(y[0] if isinstance(y, tuple) else y)
 
 
@@ -66,14 +67,14 @@ def test_capture_is_right_under_in_place_operations_on_the_output(kind: type[nn.
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model, x = _Then(case.make_module(), IN_PLACE[change]).double(), case.make_input()
-        given: Any = x if isinstance(x, tuple) else (x,)
-        given = tuple(x.double() if x.is_floating_point() else x for x in given)
+        given: Any = x if isinstance(x, tuple | dict) else (x,)
+        given = tree_map(lambda x: x.double() if x.is_floating_point() else x, given)
 
         def loss(model: nn.Module = model, given: Any = given) -> Tensor:
-            y = model(*given)
-            return (y * torch.linspace(0.5, 2, y.numel()).view_as(y)).tanh().sum() / len(given[0])
+            y = model(**given) if isinstance(given, dict) else model(*given)
+            return (y * torch.linspace(0.5, 2, y.numel()).view_as(y)).tanh().sum() / N
 
-        check_rows(model, loss, len(given[0]))
+        check_rows(model, loss, len(tree_leaves(given)[0]))
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -282,19 +283,6 @@ def test_unused_layers_are_named_once():
     assert set(pre.coverage().passed_through) == {"idle.weight", "idle.bias", "other.weight", "other.bias"}
     assert set(pre.coverage().passed_through.values()) == {"no batch has used it yet"}
     pre.close()
-
-
-def test_parametrized_weights_pass_through_with_a_reason():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).double()
-    x = random(1, N, 3)
-    pre = Preconditioner(model)
-    passed = pre.coverage().passed_through
-    assert set(passed) == {f"0.parametrizations.weight.original{k}" for k in (0, 1)}
-    assert all("not supported" in reason for reason in passed.values())
-    pre.close()
-    assert blocks_of(model)["0"].parameter_names == ("0.bias",)
-    check_direction(model, lambda: loss_of(model, x), N)
 
 
 def test_weights_computed_by_old_hooks_pass_through_with_a_reason():

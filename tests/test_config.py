@@ -76,6 +76,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "memory_budget": (*NO_COUNTS, lambda step: 3),
     "distributed": ("globe", None, 3, Local, nn.Linear(1, 1)),
     "include": NO_LISTS,
+    "bare_parameters": ("*", [1], [nn.Linear], 3, None),
     "exclude": (*NO_LISTS, None),
     "loss_reduction": NO_NAMES,
     "grad_scaler": (2.0, "scaler", object(), torch.amp.GradScaler, *map(Scaler, (0.0, -1.0, nan, inf, None, "2"))),

@@ -15,6 +15,7 @@ from seng.diagnostics import TOP
 from seng.testing import dense_direction
 
 from .runs import BLOCKS, backward, batch, directions, flat_gradients, perceptron, sample_rows
+from .unsupported import Pairs
 
 ACCURACY = 1e-9  # float64 eigenvalues of small matrices, relative
 TRUNCATED = 1e-3  # what truncation may change, in units of the damping
@@ -128,7 +129,7 @@ class Mixed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
-        self.idle, self.odd = nn.Linear(4, 4), nn.Bilinear(2, 2, 2)
+        self.idle, self.odd = nn.Linear(4, 4), Pairs(2, 2, 2)
         self.gain = nn.Parameter(torch.ones(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,8 +151,8 @@ def test_coverage_names_every_parameter_with_a_reason() -> None:
     assert cover.passed_through == {
         "head.weight": "excluded",
         "head.bias": "excluded",
-        "odd.weight": "Bilinear is not supported",
-        "odd.bias": "Bilinear is not supported",
+        "odd.weight": "Pairs is not supported",
+        "odd.bias": "Pairs is not supported",
         "gain": "Mixed is not supported",
         "idle.weight": "no batch has used it yet",
         "idle.bias": "no batch has used it yet",

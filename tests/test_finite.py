@@ -18,6 +18,8 @@ from seng.estimators import Estimator
 from seng.solve import EigenState, FactorisationError, SolveState
 from seng.testing import dense_direction, oracle_rows, relative_error
 
+from .unsupported import Slope
+
 N = 12
 OVER = 1.02  # bfloat16 gradients round the direction by 1 / 256, weight and bias alike
 SAFE = 1e17  # above it squares of gradients, or sums of them, leave the range of float32: the step may be skipped
@@ -29,7 +31,7 @@ MODELS: dict[str, Any] = {
     "positions": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 6)), nn.Linear(6, 5), nn.LayerNorm(5), nn.GELU(), nn.Flatten(), nn.Linear(5, 3)
     ),
-    "passing": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.PReLU(), nn.Linear(8, 3)),
+    "passing": lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), Slope(), nn.Linear(8, 3)),
 }
 OPTIONS = st.fixed_dictionaries(
     {

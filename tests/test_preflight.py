@@ -17,6 +17,8 @@ from seng.errors import MemoryBudgetError, ModelError, OptionError, OrderError
 from seng.preflight import COLUMNS
 from seng.sketch import Sketch
 
+from .unsupported import Slope
+
 N = 16
 PRINTED = 0.005  # largest rounding of a share as printed, in percent
 HELD = 0.1  # share by which planned and held bytes may differ: eigenvalues and 0-d tensors are left out
@@ -163,17 +165,17 @@ def test_verify_says_where_samples_cannot_be_run_alone():
 
 
 def test_verify_tells_what_is_not_reached_and_what_passes_through():
-    model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2), "slope": nn.PReLU()})
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "idle": nn.Linear(3, 2), "slope": Slope()})
     report = verify(model, lambda: model["slope"](model["used"](torch.randn(N, 3))).square().mean())
     assert report.ok
     assert report.unused == ("idle",)
-    assert report.passed_through == {"slope.weight": "PReLU is not supported"}
+    assert report.passed_through == {"slope.weight": "Slope is not supported"}
     assert "idle: not reached" in str(report)
-    assert "slope.weight: passes through, PReLU is not supported" in str(report)
+    assert "slope.weight: passes through, Slope is not supported" in str(report)
 
 
 def test_verify_is_not_content_with_nothing():
-    model = nn.ModuleDict({"used": nn.PReLU(), "idle": nn.Linear(3, 2)})
+    model = nn.ModuleDict({"used": Slope(), "idle": nn.Linear(3, 2)})
     report = verify(model, lambda: model["used"](torch.randn(N, 3)).square().mean())
     assert report.unused == ("idle",)
     assert not report.ok
@@ -265,7 +267,7 @@ def test_verify_refuses_closures_without_a_loss(loss: Any):
 def test_questions_refuse_what_training_refuses(question: str):
     call = rf"{question}\(\)"
     with pytest.raises(ModelError, match=f"{call}: no supported layer"):
-        ASKED[question](nn.PReLU(), _images())
+        ASKED[question](Slope(), _images())
     asked: Any = verify if question == "verify" else plan
     with pytest.raises(OptionError, match=f"{call}: unknown option: .* Did you mean 'exclude'"):
         asked(_net(), lambda: None, excluded=["0"])
@@ -365,8 +367,8 @@ def test_plan_reads_as_a_table():
     assert f"every 7: {planned.share(7):.1%}" in lines[-1]
     assert planned.share(1) > planned.share(10) > planned.share(100) > 0
     assert planned.share() == planned.share(7)
-    mixed = str(plan(nn.Sequential(nn.Linear(3, 3), nn.PReLU()), torch.randn(N, 3)))
-    assert "1.weight  passes through: PReLU is not supported" in mixed
+    mixed = str(plan(nn.Sequential(nn.Linear(3, 3), Slope()), torch.randn(N, 3)))
+    assert "1.weight  passes through: Slope is not supported" in mixed
 
 
 def test_plan_shares_add_up():

@@ -22,6 +22,7 @@ from seng.sketch import SKETCHES
 from seng.state import TYPES, pack, unpack
 
 from .runs import backward, batch, frozen, perceptron, snapshot, train
+from .unsupported import Slope
 
 K = 3  # refreshed at 0, 2, 4: the checkpoint lies in the middle of an interval
 
@@ -363,7 +364,7 @@ OTHER_MODELS: dict[str, Callable[[], nn.Module]] = {
     "deeper": lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Linear(3, 3)).double(),
     "without bias": lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3, bias=False)).double(),
     "other names": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).double(),
-    "more that passes through": lambda: nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)).double(),
+    "more that passes through": lambda: nn.Sequential(nn.Linear(4, 5), Slope(), nn.Linear(5, 3)).double(),
 }
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import seng
 from seng.errors import OptionError, OrderError
 
+from .unsupported import Slope
+
 REWEIGHT: dict[str, Any] = {
     "refresh_every": 1, "curvature_batch": "current", "estimator": "exact", "distributed": "none", "reweight": True
 }  # fmt: skip
@@ -68,8 +70,8 @@ def test_complex_layer_passes_through() -> None:
 
 
 def test_layers_without_a_rule_are_named_once_at_the_start() -> None:
-    with pytest.warns(UserWarning, match=r"0\.weight_ih_l0, .* and 1 more \(LSTM is not supported\)"):
-        seng.Preconditioner(nn.Sequential(nn.LSTM(4, 3), nn.Linear(3, 2)))
+    with pytest.warns(UserWarning, match=r"0\.weight_ih, .* and 1 more \(LSTMCell is not supported\)"):
+        seng.Preconditioner(nn.Sequential(nn.LSTMCell(4, 3), nn.Linear(3, 2)))
 
 
 def test_excluded_layers_are_not_warned_about(recwarn: pytest.WarningsRecorder) -> None:
@@ -241,9 +243,9 @@ def test_layers_of_width_zero_change_nothing_for_the_rest(
 
 
 def test_warnings_say_each_reason_once_and_name_a_few() -> None:
-    model = nn.Sequential(*(layer for _ in range(9) for layer in (nn.Linear(3, 3), nn.PReLU(), nn.GRUCell(3, 3))))
+    model = nn.Sequential(*(layer for _ in range(9) for layer in (nn.Linear(3, 3), Slope(), nn.GRUCell(3, 3))))
     with pytest.warns(UserWarning, match=r"gradient: 1\.weight, 4\.weight, 7\.weight and 6 more \(") as caught:
         seng.Preconditioner(model)
     message = str(caught[0].message)
-    assert message.count("PReLU is not supported") == message.count("GRUCell is not supported") == 1
+    assert message.count("Slope is not supported") == message.count("GRUCell is not supported") == 1
     assert len(message) < 250

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -14,7 +14,7 @@ from torch import nn
 from .capture import Watched
 from .config import Options, Selector
 from .errors import ModelError, OptionError, OrderError
-from .layers import LAYERS, UNSUPPORTED_CONTAINERS, Layer, Names, layer_of, parameter_of
+from .layers import LAYERS, UNSUPPORTED_CONTAINERS, Bare, Layer, Names, bare, layer_of, parameter_of
 from .wrappers import Cut, cut_of, sharded
 
 Fingerprint = list[tuple[nn.Module, str, "nn.Parameter | None", bool]]
@@ -82,6 +82,11 @@ class Block:
             and [(entry.module, entry.wanted) for entry, _ in self.members]
             == [(entry.module, entry.wanted) for entry, _ in other.members]
         )
+
+    @property
+    def tied(self) -> bool:
+        """Whether members share a parameter."""
+        return sum(len(slots) for _, slots in self.members) > len(self.parameters)
 
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
@@ -224,6 +229,13 @@ def _require_matches(modules: list[tuple[str, nn.Module]], options: Options, cal
                     call, f"a selector of {option} matches no module", expected="a type or pattern of this model",
                     got=selector, fix="See model.named_modules() for the names",
                 )  # fmt: skip
+    own = [f"{name}.{key}" if name else key for name, module in modules for key in module._parameters]
+    for pattern in options.bare_parameters:
+        if not any(fnmatchcase(name, pattern) for name in own):
+            raise OptionError(
+                call, "a pattern of bare_parameters matches no parameter", expected="a pattern of this model",
+                got=pattern, fix="See model.named_parameters() for the names",
+            )  # fmt: skip
 
 
 def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dict[nn.Parameter, str]) -> list[Watched]:
@@ -240,6 +252,8 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
         if module in claimed:
             continue
         layer = layer_of(module)
+        if options.bare_parameters:
+            watched += _bare(name, module, layer, options.bare_parameters)
         children = claimed_by(module, layer)
         claimed.update(children)
         own = [p for m in (module, *children) for p in m._parameters.values() if p is not None]
@@ -269,6 +283,19 @@ def _select(modules: list[tuple[str, nn.Module]], options: Options, reasons: dic
                 watched.append(Watched(name, module, layer, parts, _family(name, lists)))
         reasons.update(dict.fromkeys(own, reason))
     return watched
+
+
+def _bare(name: str, module: nn.Module, layer: Layer | None, patterns: Sequence[str]) -> list[Watched]:
+    """Return a module's own parameters that no layer has and a pattern names, each as a layer of its own."""
+    known = {key for part in (layer.parts(module) if layer else ()) for key in part}
+    found = []
+    for key, p in module._parameters.items():
+        path = f"{name}.{key}" if name else key
+        if p is None or key in known or not p.numel() or p.is_complex() or sharded(p):
+            continue
+        if any(fnmatchcase(path, pattern) for pattern in patterns):
+            found.append(Watched(path, module, bare(key), ((key,),) if p.requires_grad else ()))
+    return found
 
 
 def _present(module: nn.Module, layer: Layer) -> list[Names]:
@@ -302,13 +329,17 @@ def _without_foreign_uses(
     reasons: dict[nn.Parameter, str],
 ) -> list[Watched]:
     """Leave out modules that share a parameter, directly or through others, with a module that is not captured."""
-    captured = {child for entry in watched for child in (entry.module, *claimed_by(entry.module, entry.layer))}
+    alone = {
+        (entry.module, name) for entry in watched if isinstance(entry.layer.function, Bare) for name in entry.wanted
+    }
+    layers = [entry for entry in watched if not isinstance(entry.layer.function, Bare)]
+    captured = {child for entry in layers for child in (entry.module, *claimed_by(entry.module, entry.layer))}
     foreign = {
         p: name
         for name, module in modules
         if module not in captured
-        for p in module._parameters.values()
-        if p is not None
+        for key, p in module._parameters.items()
+        if p is not None and (module, key) not in alone
     }
     while True:
         shared = [entry for entry in trained if any(p in foreign for p in _parameters(entry))]

@@ -1,8 +1,8 @@
-"""Tables that are looked up once for a whole batch, as position embeddings are, and then broadcast over it.
+"""Tables that are looked up once for a whole batch, as position embeddings are, and parameters broadcast over it.
 
-Their output gradient reaches the table already summed over the samples. The table's output is handed on as a tensor
-that watches the operation which broadcasts it, and is expanded there: then each sample has a gradient of its own.
-Whatever else is done with it acts on the plain tensor.
+Their gradient would be summed over the samples. They are handed on as tensors that watch the operation which broadcasts
+them, and are expanded there: then each sample has a gradient of its own. Whatever else is done with them acts on the
+plain tensor.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Table(Tensor):
     """The output of a table, until something is done with it."""
 
     expand_to: Callable[[Tensor, torch.Size], Tensor]
+    fits: Callable[[torch.Size, torch.Size], bool]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,13 +39,13 @@ class Table(Tensor):
             if table is not None and func in PAIRED and len(args) == 2 and named.keys() <= {"alpha"}:
                 own = next(k for k, x in enumerate(args) if x is table)
                 other = plain[1 - own]
-                if isinstance(other, Tensor) and _broadcasts(table.shape, other.shape):
+                if isinstance(other, Tensor) and table.fits(table.shape, other.shape):
                     plain[own] = table.expand_to(plain[own], other.shape)
             result = func(*plain, **named)
-            if table is not None and func in EXPANDED and _broadcasts(table.shape, result.shape):
-                return table.expand_to(plain[0], result.shape)
+            if table is not None and func in EXPANDED and table.fits(table.shape, result.shape):
+                return table.expand_to(plain[0], result.shape).expand(result.shape)
             if table is not None and (func in MOVES or (func in LEADING and _leads(table, result))):
-                return _wrap(result, table.expand_to)
+                return _wrap(result, table.expand_to, table.fits)
             return result
 
 
@@ -60,7 +61,7 @@ def as_table(output: Tensor, use: Any, given: Sequence[int], receive: Callable[[
     ids = use.x
     if type(output) is not Tensor or (ids.dim() > 1 and ids.shape[0] != 1) or not given or given[0] == 1:
         return output
-    return _wrap(output, partial(_expand, use, given[0], receive))
+    return _wrap(output, partial(_expand, use, given[0], receive), _broadcasts)
 
 
 def _expand(
@@ -76,10 +77,39 @@ def _expand(
     return whole
 
 
-def _wrap(x: Tensor, expand_to: Callable[[Tensor, torch.Size], Tensor]) -> Tensor:
+def as_broadcast(parameter: Tensor, samples: int, take: Callable[[Tensor], None]) -> Tensor:
+    """Return a parameter that is watched: where it is broadcast over the samples, each gets a copy of its own.
+
+    Args:
+        parameter: The parameter.
+        samples: Number of samples.
+        take: Takes the copies, [samples, ...], whose gradients are the samples'.
+    """
+    return _wrap(parameter, partial(_copied, samples, take), _spreads)
+
+
+def _copied(samples: int, take: Callable[[Tensor], None], parameter: Tensor, shape: torch.Size) -> Tensor:
+    if shape[0] != samples:
+        return parameter
+    copies = parameter.expand(samples, *((1,) * (len(shape) - parameter.dim()) + parameter.shape)[1:])
+    take(copies)
+    return copies
+
+
+def _wrap(
+    x: Tensor, expand_to: Callable[[Tensor, torch.Size], Tensor], fits: Callable[[torch.Size, torch.Size], bool]
+) -> Tensor:
     table = x.as_subclass(Table)
-    table.expand_to = expand_to
+    table.expand_to, table.fits = expand_to, fits
     return table
+
+
+def _spreads(parameter: torch.Size, other: torch.Size) -> bool:
+    """Return whether a parameter is broadcast to another tensor's shape, over dimension 0 among others."""
+    if len(parameter) > len(other) or (len(parameter) == len(other) and parameter[0] != 1):
+        return False
+    pairs = zip(reversed(parameter), reversed(other), strict=False)
+    return all(own in (1, there) for own, there in pairs)
 
 
 def _broadcasts(table: torch.Size, other: torch.Size) -> bool:

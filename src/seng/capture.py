@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
-from .broadcast import as_table
+from .broadcast import as_broadcast, as_table
 from .compiled import record, register, tensors_of, watch
 from .errors import CaptureError
 from .hooks import Hook, exporting, transformed
-from .layers import Layer, Names, UnsupportedCall, gradients_of, parameter_of
-from .records import Call, MicroBatch, Use, hookable, mapped, shapes_of, taken
+from .layers import Bare, Layer, Names, RandomState, UnsupportedCall, gradients_of, never, parameter_of
+from .records import Call, MicroBatch, Use, foreign, hookable, mapped, shapes_of, taken
 from .types import LayerIO, join_batches, join_uses
 
 
@@ -104,6 +104,7 @@ class Capture:
         self._refused: dict[str, str] = {}
         self._handles: dict[str, list[Any]] = {}
         self._held_back: dict[str, list[nn.Parameter]] = {}
+        self._lent: dict[str, nn.Parameter] = {}  # bare parameters whose modules are being called
         self._random: dict[str, Any] = {}  # states of random generators, of layers that are being called
         self._withheld, self._witnesses = withheld, list(witnesses)
         self._compiled: dict[int, tuple[MicroBatch, str, Use]] = {}
@@ -132,9 +133,19 @@ class Capture:
         self._watched = entries
 
     def _place(self, entry: Watched) -> None:
+        if isinstance(entry.layer.function, Bare):
+            lend, take_back = Hook(partial(self._lend, entry), self), Hook(partial(self._take_back, entry))
+            self._handles[f"module {entry.name}"] = [
+                entry.module.register_forward_pre_hook(lend),
+                entry.module.register_forward_hook(take_back, always_call=True),
+            ]
+            return
         after = Hook(partial(self._after, entry.name), self)
         # first of all hooks: fully_shard's lets the whole parameters go
         handles = [entry.module.register_forward_hook(after, with_kwargs=True, prepend=True)]
+        if entry.layer.draws is not never:
+            random = Hook(partial(self._note_random, entry), self)
+            handles.append(entry.module.register_forward_pre_hook(random, with_kwargs=True))
         if entry.name in self._withheld:
             before = Hook(partial(self._withhold, entry), self)
             restore = Hook(partial(self._restore, entry.name))
@@ -186,6 +197,36 @@ class Capture:
         if not torch.compiler.is_compiling():
             self._call.returned = [shape[0] for shape in shapes_of(output)]
 
+    def _lend(self, entry: Watched, module: nn.Module, args: Any) -> None:
+        """Let a bare parameter watch what broadcasts it, for the time of its module's call."""
+        if torch.compiler.is_compiling() or exporting() or transformed() or not torch.is_grad_enabled():
+            return
+        wanted = self._wanted(entry)
+        parameter = module._parameters.get(wanted[0]) if wanted and module is entry.module else None
+        if not isinstance(parameter, nn.Parameter):  # a call within a call
+            return
+        self._enter_phase()
+        batch = self._batch()
+        leaves = self._leaves(module, wanted)
+
+        def take(copies: Tensor) -> None:
+            use = Use((), {}, (), module.training, wanted, leaves)
+            copies.register_hook(lambda grad: self._receive(batch, entry.name, use, 0, grad))
+
+        if batch.call.given:
+            self._lent[entry.name] = parameter
+            module._parameters[wanted[0]] = as_broadcast(parameter, batch.call.given[0], take)  # type: ignore[assignment]
+
+    def _take_back(self, entry: Watched, module: nn.Module, args: Any, output: Any) -> None:
+        if module is entry.module and entry.name in self._lent:
+            parameter = self._lent.pop(entry.name)
+            for part in entry.parts:
+                module._parameters[part[0]] = parameter
+
+    def _note_random(self, entry: Watched, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled() and entry.layer.draws(module):
+            self._random[entry.name] = RandomState.before((args, kwargs))
+
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if exporting():
             return None
@@ -227,7 +268,8 @@ class Capture:
             use.outputs = max(use.outputs, output + 1)
             self._receive(batch, name, use, output, grad)
 
-    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]  # compiled, it would read version counters when it is compiled
+    # traced, version counters would be constants
+    @torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     def _record(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         entry = self._watched[name]
         if transformed() or module is not entry.module:  # a copy of the model took the hooks along
@@ -246,20 +288,21 @@ class Capture:
         versions = tuple((x, x._version) for x in memo.values())
         leaves = None if withheld else self._leaves(module, wanted)
         use = Use(inputs, named, versions, module.training, wanted, leaves, self._random.pop(name, None), 0)
-        output = mapped(output, partial(self._hooked, batch, name, use))
-        if not use.outputs:
-            self._refused[name] = f"its output is a {type(output).__name__}"
+        output = mapped(output, partial(self._hooked, batch, name, use, isinstance(output, Tensor)))
+        kind = foreign(output)
+        if kind is not None:
+            self._refused[name] = f"its output holds a {kind}, whose gradient is not seen"
         elif isinstance(module, nn.Embedding):
             return as_table(output, use, batch.call.given, lambda own, grad: self._receive(batch, name, own, 0, grad))
         return output
 
-    def _hooked(self, batch: MicroBatch, name: str, use: Use, output: Tensor) -> Tensor:
-        """Return an output of a call to pass on; its gradient will be recorded."""
+    def _hooked(self, batch: MicroBatch, name: str, use: Use, alone: bool, output: Tensor) -> Tensor:
+        """Return an output of a call, its only one or not, to pass on; its gradient will be recorded."""
         place = use.outputs
         use.outputs += 1
         if not output.requires_grad:
             return output
-        output, source = hookable(output)
+        output, source = hookable(output, alone)
         shape = output.shape
         source.register_hook(lambda grad: self._receive(batch, name, use, place, grad.reshape(shape)))
         return output
@@ -402,7 +445,11 @@ class Capture:
                 except UnsupportedCall as reason:
                     self._refused[name] = str(reason)
         counts = {name: [next(iter(given.values())).n for given in gave] for name, gave in found.items()}
-        size = batch.call.samples([n for own in counts.values() for n in own])
+        second = {name for name in counts if not getattr(self._watched[name].module, "batch_first", True)}
+        size = batch.call.samples(
+            [n for name, own in counts.items() if name not in second for n in own],
+            [n for name in counts if name in second for n in counts[name]],
+        )
         for name, own in counts.items():
             odd = next((n for n in own if n != size), None)
             if odd is not None:

@@ -51,6 +51,7 @@ class OptionKeywords(TypedDict, total=False):
     distributed: Distributed | Literal["auto", "none", "local", "global", "sharded"]
     include: Sequence[Selector] | None
     exclude: Sequence[Selector]
+    bare_parameters: Sequence[str]
     loss_reduction: Literal["mean", "sum"]
     grad_scaler: GradScaler | None
     reweight: bool
@@ -86,6 +87,8 @@ class Options:
             arguments, or "auto", "none" or another name in ``seng.distributed.STRATEGIES``.
         include: Module types or name patterns to precondition; None means all supported.
         exclude: Module types or name patterns to leave out.
+        bare_parameters: Name patterns of parameters that no layer has, but that are added to activations, multiplied
+            with them or expanded over the batch, such as class tokens and layer scales: these are preconditioned, too.
         loss_reduction: How the loss reduces over samples: "mean" or "sum".
         grad_scaler: torch GradScaler whose scale the captured gradients carry.
         reweight: Linear layers leave their weight gradients out of backward, and step() forms the direction at once
@@ -114,6 +117,7 @@ class Options:
     distributed: Distributed = Distributed()  # noqa: RUF009 - frozen
     include: Sequence[Selector] | None = None
     exclude: Sequence[Selector] = ()
+    bare_parameters: Sequence[str] = ()
     loss_reduction: str = "mean"
     grad_scaler: GradScaler | None = None
     reweight: bool = False
@@ -159,6 +163,7 @@ class Options:
             choose(dict.fromkeys(allowed), getattr(self, name), call=call, option=name)
         for name in ("include", "exclude"):
             _require_selectors(call, name, getattr(self, name))
+        _require_patterns(call, "bare_parameters", self.bare_parameters)
         _require_scaler(call, self.grad_scaler)
         for name in ("reweight", "gradient_check"):
             if not isinstance(getattr(self, name), bool):
@@ -343,6 +348,15 @@ def _require_reweightable(call: str, options: Options) -> None:
                 call, f"reweight does not go with this {name}", expected=f"{name}={needed!r}",
                 got=getattr(options, name), fix=f"Pass {name}={needed!r}, or reweight=False",
             )  # fmt: skip
+
+
+def _require_patterns(call: str, name: str, value: Any) -> None:
+    good = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
+    if not good:
+        raise OptionError(
+            call, f"{name} out of range", expected="a list of name patterns", got=value,
+            fix="Pass for example ['*.cls_token', '*.gamma']",
+        )  # fmt: skip
 
 
 def _require_selectors(call: str, name: str, value: Any) -> None:

@@ -15,7 +15,8 @@ from .blocks import Block
 from .config import Options
 from .errors import BatchError
 from .estimators import Choice, Form, Operator
-from .factors import TOLERANCE, Combined, Explicit, Factor, merge, truncate
+from .estimators.exact import Rows
+from .factors import TOLERANCE, Combined, Explicit, Factor, merge, thin, truncate
 from .linalg import pack_triangle, unpack_triangle
 from .sizes import Size
 from .sketch import generator_for
@@ -298,6 +299,9 @@ def factor_of(
     generator = generator_for(options.seed, step, block.name) if drawing else torch.default_generator
     dtype = block.compute_dtype
     io, slots = parts[0]
+    if len(parts) > 1 and isinstance(choice.form, Rows) and not block.tied:  # one layer, on as few columns as it needs
+        written = as_captured(block, parts, pool.scale(options), dtype)
+        return thin(Explicit.from_rows(written.to_dense().T, written.shapes)), pool
     if len(parts) > 1 or len(slots) < len(block.parameters):
         form = choice.form if len(parts) > 1 else Operator()
         return as_captured(block, parts, pool.scale(options), dtype, form, generator), pool

@@ -18,7 +18,7 @@ from .curvature import block_io
 from .distributed import require_strategy
 from .errors import OptionError, OrderError
 from .estimators import Choice
-from .layers import LayerCall, UnsupportedCall, gradients_of
+from .layers import Bare, LayerCall, UnsupportedCall, gradients_of
 from .planner import choose_all
 from .sizes import Size
 from .types import LayerIO, join_uses
@@ -180,7 +180,9 @@ def plan(
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
     sizes = {
-        name: Size.of_block([io for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded)
+        name: Size.of_block(
+            [io for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded, block.tied
+        )
         for name, block in layout.blocks.items()
         if any(entry.name in layers for entry, _ in block.members)
     }
@@ -213,6 +215,10 @@ def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, 
 
     def hook_for(entry: Watched) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if isinstance(entry.layer.function, Bare):
+                p = entry.parts[0][0]
+                n = next(len(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+                output = module.get_parameter(p).detach().expand(n, *module.get_parameter(p).shape)
             grads = tuple(torch.zeros_like(x) for x in tree_leaves(output) if isinstance(x, Tensor))
             call = LayerCall(args, kwargs, grads, entry.wanted, module.training)
             with suppress(UnsupportedCall):

@@ -102,12 +102,16 @@ class Call:
     second: int | None = None
     returned: list[int] = field(default_factory=list)
 
-    def samples(self, counts: Sequence[int]) -> int:
+    def samples(self, counts: Sequence[int], second: Sequence[int] = ()) -> int:
         """Return the number of samples.
 
         Args:
-            counts: Number of samples that each layer saw, in the order of backward.
+            counts: Dimension 0 of the inputs of all layers, in the order of backward.
+            second: Dimension 1 of those that have their samples there: they tell where nothing else does.
         """
+        if not set(counts) & {*self.given} and len(set(second)) == 1 and second[0] in (*self.given[:1], self.second):
+            return second[0]
+        counts = counts or second
         if not counts or set(counts) == {1}:
             return len(counts[:1])
         last, known = counts[0], [size for size in self.given if size in counts]
@@ -149,8 +153,18 @@ def taken(value: Any, memo: dict[int, Tensor]) -> Any:
     return {key: taken(item, memo) for key, item in value.items()} if type(value) is dict else value
 
 
+def foreign(output: Any) -> str | None:
+    """Return the type of something in a layer's output that ``mapped`` leaves alone, other than None; or None."""
+    if output is None or isinstance(output, Tensor):
+        return None
+    if type(output) not in (tuple, list, dict):
+        return type(output).__name__
+    parts = output.values() if isinstance(output, dict) else output
+    return next((kind for kind in map(foreign, parts) if kind is not None), None)
+
+
 def mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return what a layer returned, with its tensors changed, in order; other containers than torch's own are kept."""
+    """Return what a layer returned, with the tensors in tuples, lists and dicts changed, in order."""
     if isinstance(output, Tensor):
         return change(output)
     if type(output) in (tuple, list):
@@ -163,17 +177,18 @@ def shapes_of(value: Any) -> list[torch.Size]:
     return [x.shape for x in tree_leaves(value) if isinstance(x, Tensor) and x.dim()]
 
 
-def hookable(output: Tensor) -> tuple[Tensor, Tensor]:
+def hookable(output: Tensor, alone: bool) -> tuple[Tensor, Tensor]:
     """Return the output to pass on, and the tensor whose hook sees its gradient.
 
     An in-place operation on a view reroutes the gradient past the view, to its base: then the base is hooked, or,
-    where the view is not the whole of it in order, a copy is passed on.
+    where the view is not the whole of it in order, a copy is passed on. So it is where the layer returns more than this
+    output: the base may have a part in the others, and in its gradient.
     """
     if not output._is_view():
         return output, output
     base = output._base
     assert base is not None
-    whole = base.requires_grad and base.numel() == output.numel()
+    whole = alone and base.requires_grad and base.numel() == output.numel()
     if whole and base.is_contiguous() and output.is_contiguous():
         return output, base
     copy = output.clone()

@@ -23,7 +23,7 @@ class Size:
     members: tuple[Size, ...] = ()
 
     @staticmethod
-    def of_block(ios: Sequence[LayerIO], itemsize: int, expanded: int | None) -> Size:
+    def of_block(ios: Sequence[LayerIO], itemsize: int, expanded: int | None, tied: bool = True) -> Size:
         """Read the shape of a whole block, where tied modules stand side by side.
 
         Args:
@@ -31,9 +31,13 @@ class Size:
             itemsize: Bytes of a number.
             expanded: How many positions are kept, each a sample, at least one for each sample; None: positions are
                 summed.
+            tied: Whether several parts are modules that share a parameter; else they are a weight and a bias whose
+                gradients come apart, of one layer.
         """
         sizes = [Size.of(io, itemsize) for io in ios]
         first = sizes[0]
+        if not tied and [size.kind for size in sizes] == ["product", "rows"]:
+            return replace(first, p=sum(size.p for size in sizes))
         if len(sizes) > 1:
             return replace(first, kind="tied", members=tuple(sizes))
         if expanded is not None and first.kind != "rows":

@@ -17,6 +17,7 @@ LAWS = {
         2,
         (
             "scenarios.exact", "scenarios.averaged", "scenarios.replicas", "scenarios.rounding", "scenarios.branches",
+            "scenarios.every_layer",
             "scenarios.plans_change",
             "traffic.traffic", "traffic.memory", "traffic.automatic", "traffic.foretold", "states.resumed",
             "states.moved", "faults.spoiled", "faults.one_fails", "faults.first_batch_too_small", "faults.mismatched",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrizations
 
 from seng import SENG, Preconditioner
 from seng.distributed.plan import Rates
@@ -54,6 +55,40 @@ class Net(nn.Module):
         x = self.mix(self.table(ids)).tanh()
         x = self.norm(self.conv(x.mT).tanh().mean(2))
         return self.head(x) * self.gain
+
+
+class Rms(nn.Module):
+    """A normalisation that is recognised by what it computes."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.gain, self.eps = nn.Parameter(torch.ones(d)), 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.gain
+
+
+class Every(nn.Module):
+    """Layers that give several parts, products with a bias apart, computed weights and rows of any name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.table, self.bag = nn.Embedding(7, 4), nn.EmbeddingBag(7, 3)
+            self.recurrent = nn.LSTM(4, 4, batch_first=True, bidirectional=True, proj_size=2)
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True, add_bias_kv=True)
+            self.norm, self.slope = Rms(4), nn.PReLU()
+            self.up = nn.ConvTranspose1d(4, 3, 3, stride=2)
+            self.pairs = nn.Bilinear(3, 3, 4)
+            self.head = parametrizations.weight_norm(nn.Linear(4, 3))
+            self.double()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, _ = self.recurrent(self.table(ids))
+        memory = self.norm(x)
+        x = x + self.attention(x, memory[:, :2], memory[:, :2], need_weights=False)[0]
+        return self.head(self.slope(self.pairs(self.up(x.mT).tanh().mean(2), self.bag(ids))))
 
 
 def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -102,9 +137,9 @@ def directions(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.reshape(-1) for p in model.parameters()])  # type: ignore[union-attr]
 
 
-def alone(options: dict[str, Any]) -> list[Tensor]:
+def alone(options: dict[str, Any], make: Callable[[], nn.Module] = Net) -> list[Tensor]:
     """Return the directions of one process on the same global batches."""
-    model, seen = Net(), []
+    model, seen = make(), []
     pre = Preconditioner(model, distributed="none", **options)
     mean = options.get("loss_reduction", "mean") == "mean"
     for step in range(STEPS):
@@ -118,10 +153,15 @@ def alone(options: dict[str, Any]) -> list[Tensor]:
 
 
 def together(
-    strategy: str, options: dict[str, Any], rank: int, world: int, watch: Callable[[Preconditioner], None] | None = None
+    strategy: str,
+    options: dict[str, Any],
+    rank: int,
+    world: int,
+    watch: Callable[[Preconditioner], None] | None = None,
+    make: Callable[[], nn.Module] = Net,
 ) -> list[Tensor]:
     """Return the directions of all ranks together, at each step."""
-    model, seen = Net(), []
+    model, seen = make(), []
     pre = Preconditioner(model, distributed=strategy, **options)  # type: ignore[arg-type]
     pre.strategy.given_rates = BYTES_ALONE
     mean = options.get("loss_reduction", "mean") == "mean"
@@ -151,9 +191,9 @@ def exact(rank: int, world: int) -> dict[str, float]:
     return found
 
 
-def mean_of_ranks(options: dict[str, Any], world: int) -> list[Tensor]:
+def mean_of_ranks(options: dict[str, Any], world: int, make: Callable[[], nn.Module] = Net) -> list[Tensor]:
     """Return the mean of the directions that ranks with samples take one by one, each step from the same place."""
-    models = [Net() for _ in range(world)]
+    models = [make() for _ in range(world)]
     options = {**options, "gradient_check": False}  # samples of one rank beside gradients of all
     everyone = [Preconditioner(model, distributed="none", **options) for model in models]
     seen = []
@@ -174,7 +214,7 @@ def mean_of_ranks(options: dict[str, Any], world: int) -> list[Tensor]:
     return seen
 
 
-def _average_in_process(models: list[Net], counted: Any) -> None:
+def _average_in_process(models: Sequence[nn.Module], counted: Any) -> None:
     for same in zip(*(model.parameters() for model in models), strict=True):
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in same]
         mean = torch.stack([grads[k] for k in counted]).mean(0)
@@ -188,6 +228,26 @@ LOCAL: dict[str, dict[str, Any]] = {
     "moving average": {"ema": 0.5, "refresh_every": 2},
     "thin": {"estimator": "implicit", "rank": 1, "sketch_size": 100, "refresh_every": 4},
 }
+
+
+EVERY: dict[str, dict[str, Any]] = {
+    "defaults": {"refresh_every": 2},
+    "implicit": {"estimator": "implicit", "rank": 8, "sketch_size": 1000, "refresh_every": 2},
+}
+
+
+def every_layer(rank: int, world: int) -> dict[str, float]:
+    """The same of a model with all kinds of parts, beside one process and beside the ranks one by one."""
+    found = {}
+    for setting, options in EVERY.items():
+        for strategy in ("global", "sharded", "local"):
+            got = together(strategy, options, rank, world, make=Every)
+            reference = []
+            if rank == 0:
+                reference = mean_of_ranks(options, world, Every) if strategy == "local" else alone(options, Every)
+            pairs = zip(got, reference, strict=rank == 0)
+            found[f"{strategy}: {setting}"] = max((float((a - b).norm() / b.norm()) for a, b in pairs), default=0.0)
+    return found
 
 
 def averaged(rank: int, world: int) -> dict[str, float]:

@@ -38,6 +38,12 @@ def test_layer_unused_on_one_rank_equals_one_process(laws: dict[int, Outcome], s
     assert laws[2].good()[0]["branches"][strategy] <= EQUAL
 
 
+@pytest.mark.parametrize("setting", ["defaults", "implicit"])
+@pytest.mark.parametrize("strategy", ["global", "sharded", "local"])
+def test_layers_of_several_parts_equal_one_process(laws: dict[int, Outcome], strategy: str, setting: str) -> None:
+    assert laws[2].good()[0]["every_layer"][f"{strategy}: {setting}"] <= EQUAL
+
+
 @pytest.mark.parametrize("setting", ["defaults", "power 1, every step", "moving average", "thin"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_local_is_the_mean_of_directions_taken_one_by_one(laws: dict[int, Outcome], world: int, setting: str) -> None:

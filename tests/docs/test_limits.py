@@ -98,8 +98,13 @@ def test_batch_norm_in_evaluation_mode_is_read_with_the_statistics_at_the_step()
     assert relative_error(directions[1], directions[0]) > 1e-3
 
 
-def test_attention_passes_through_and_is_reported():
+def test_attention_with_a_forward_of_its_own_passes_through_and_is_reported():
+    class Patched(nn.MultiheadAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
     model = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+    model.self_attn = Patched(4, 2, batch_first=True)
     pre = seng.Preconditioner(model)
     model(torch.randn(3, 5, 4)).square().mean().backward()
     pre.step()

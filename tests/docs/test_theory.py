@@ -41,6 +41,8 @@ from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
 from seng.types import Product, expand_positions
 
+from ..unsupported import Slope
+
 PAGE = Path(__file__).parents[2] / "docs" / "theory.md"
 EXACT = 1e-9  # float64 rounding times the condition of the damped matrices used here, below 1e5
 N, P = 6, 11  # samples, parameters
@@ -273,7 +275,7 @@ def test_equation_20_uncovered_parameters_move_at_the_pace_of_the_mean_damping_w
     power: float, trust: float | None, loss_scale: float
 ):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Linear(5, 3)).double()
+    model = nn.Sequential(nn.Linear(4, 5), Slope(), nn.Linear(5, 3)).double()
     pre = Preconditioner(model, power=power, scale="natural", trust=trust)
     (loss_scale * model(random(N, 4)).square().sum(1).mean()).backward()
     slope = model.get_parameter("1.weight")

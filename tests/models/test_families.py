@@ -117,10 +117,13 @@ def differences(claims: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[
     zero = ROUNDING * float(torch.cat(list(expected.values()), 1).norm())
     wrong = {}
     for name, got in claims.items():
-        if got.shape != expected[name].shape:
-            wrong[name] = f"{len(got)} rows, {len(expected[name])} samples"
+        own = expected[name]
+        if len(got) <= got.shape[1] < len(own):  # as few rows as parameters, with the same second moment
+            got, own = got.T @ got / len(got), own.T @ own / len(own)
+        if got.shape != own.shape:
+            wrong[name] = f"{len(got)} rows, {len(own)} samples"
             continue
-        error, size = float((got - expected[name]).norm()), float(expected[name].norm())
+        error, size = float((got - own).norm()), float(own.norm())
         if not error <= EQUAL * size + zero:
             wrong[name] = f"{error / max(size, zero):.2g}"
     return wrong

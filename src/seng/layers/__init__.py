@@ -12,6 +12,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..errors import OptionError
+from .attention import attention, attention_draws, attention_parts
+from .bare import Bare, bare
+from .bilinear import bilinear
 from .contract import (
     Gradients,
     Layer,
@@ -20,25 +23,35 @@ from .contract import (
     Names,
     UnsupportedCall,
     gradients_of,
+    never,
     own_parameters,
     parameter_of,
 )
-from .convolution import convolution
-from .embedding import embedding, unsupported_embedding
+from .convolution import convolution, transposed_convolution
+from .embedding import embedding, embedding_bag, unsupported_embedding
 from .linear import linear
 from .norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from .parametrized import parametrized
+from .prelu import prelu
+from .randomness import RandomState
+from .recognised import recognised
+from .recurrent import recurrent, recurrent_draws, recurrent_parts
 
 __all__ = [
     "LAYERS",
     "UNSUPPORTED_CONTAINERS",
+    "Bare",
     "Gradients",
     "Layer",
     "LayerCall",
     "LayerFunction",
     "Names",
+    "RandomState",
     "UnsupportedCall",
+    "bare",
     "gradients_of",
     "layer_of",
+    "never",
     "own_parameters",
     "parameter_of",
     "register",
@@ -50,12 +63,22 @@ def affine(module: nn.Module) -> tuple[Names, ...]:
     return (("weight", "bias"),)
 
 
+def apart(module: nn.Module) -> tuple[Names, ...]:
+    """Return the names of a weight and of a bias that is not a column of it."""
+    return ("weight",), ("bias",)
+
+
 LAYERS: dict[type[nn.Module], Layer] = {
     nn.Linear: Layer(linear, affine),
     nn.Conv1d: Layer(convolution, affine),
     nn.Conv2d: Layer(convolution, affine),
     nn.Conv3d: Layer(convolution, affine),
+    nn.ConvTranspose1d: Layer(transposed_convolution, apart, joint=True),
+    nn.ConvTranspose2d: Layer(transposed_convolution, apart, joint=True),
+    nn.ConvTranspose3d: Layer(transposed_convolution, apart, joint=True),
+    nn.Bilinear: Layer(bilinear, affine),
     nn.Embedding: Layer(embedding, affine, unsupported_embedding),
+    nn.EmbeddingBag: Layer(embedding_bag, affine, unsupported_embedding),
     nn.BatchNorm1d: Layer(batch_norm, affine),
     nn.BatchNorm2d: Layer(batch_norm, affine),
     nn.BatchNorm3d: Layer(batch_norm, affine),
@@ -65,6 +88,11 @@ LAYERS: dict[type[nn.Module], Layer] = {
     nn.InstanceNorm2d: Layer(instance_norm, affine),
     nn.InstanceNorm3d: Layer(instance_norm, affine),
     nn.RMSNorm: Layer(rms_norm, affine),
+    nn.PReLU: Layer(prelu),
+    nn.MultiheadAttention: Layer(attention, attention_parts, draws=attention_draws, reads=True),
+    nn.LSTM: Layer(recurrent, recurrent_parts, draws=recurrent_draws, reads=True),
+    nn.GRU: Layer(recurrent, recurrent_parts, draws=recurrent_draws, reads=True),
+    nn.RNN: Layer(recurrent, recurrent_parts, draws=recurrent_draws, reads=True),
 }
 
 # modules that read their children's parameters without calling the children: their weights pass through
@@ -74,11 +102,14 @@ UNSUPPORTED_CONTAINERS: dict[type[nn.Module], str] = {
 
 
 def layer_of(module: nn.Module) -> Layer | None:
-    """Return the layer of the nearest type in the table that has the module's own forward pass, or None."""
+    """Return the layer of a module, or None.
+
+    It is that of the nearest type in the table that has the module's own forward pass, else what ``recognised`` finds.
+    """
     for kind in type(module).__mro__:
         if kind in LAYERS and type(module).forward is kind.forward:
-            return LAYERS[kind]
-    return None
+            return parametrized(module, LAYERS[kind])
+    return recognised(module)
 
 
 def register(

@@ -65,12 +65,12 @@ def own_parameters(module: nn.Module) -> Parts:
     return (tuple(module._parameters),)
 
 
-def _supported(module: nn.Module) -> str | None:
+def supported(module: nn.Module) -> str | None:
     """Return None: every module of the type is supported."""
     return None
 
 
-def _never(module: nn.Module) -> bool:
+def never(module: nn.Module) -> bool:
     """Return False: no module of the type draws."""
     return False
 
@@ -90,9 +90,9 @@ class Layer:
 
     function: LayerFunction
     parts: Callable[[nn.Module], Parts] = field(default=own_parameters)
-    unsupported: Callable[[nn.Module], str | None] = field(default=_supported)
+    unsupported: Callable[[nn.Module], str | None] = field(default=supported)
     joint: bool = False
-    draws: Callable[[nn.Module], bool] = field(default=_never)
+    draws: Callable[[nn.Module], bool] = field(default=never)
     reads: bool = False
 
 
@@ -128,7 +128,9 @@ def gradients_of(layer: Layer, module: nn.Module, call: LayerCall, parts: Parts,
                 "step()", "a layer's function leaves out a parameter", expected=f"per-sample gradients of {part}",
                 got=tuple(given), layer=name, fix="Return them, by the parameters' names",
             )  # fmt: skip
-        io: LayerIO = given[part] if part in given else Rows(tuple(given[key].flatten(1) for key in part))
+        io: LayerIO = (
+            given[part] if part in given else Rows(tuple(given[key].reshape(len(given[key]), -1) for key in part))
+        )
         sizes = [attrgetter(key)(module).numel() for key in part]
         if [rows * columns for rows, columns in io.shapes] != sizes:
             raise CaptureError(

@@ -19,8 +19,11 @@ def linear(module: nn.Module, call: LayerCall) -> Gradients:
     return product(a[None], g[None], 1, call.wanted)
 
 
-def product(a: Tensor, g: Tensor, features: int, wanted: Names) -> Gradients:
-    """Return the product of a and g, or the bias rows alone where the weight is frozen."""
-    if "weight" in wanted:
-        return {wanted: Product(a, g, features, "bias" in wanted)}
-    return {"bias": g.sum(3).transpose(0, 1).flatten(1)}
+def product(
+    a: Tensor, g: Tensor, features: int, wanted: Names, weight: str = "weight", bias: str = "bias"
+) -> Gradients:
+    """Return the product of a and g, as far as it is wanted: the bias rows alone where the weight is frozen."""
+    if weight in wanted:
+        names = (weight, bias) if bias in wanted else (weight,)
+        return {names: Product(a, g, features, bias in wanted)}
+    return {bias: g.sum(3).transpose(0, 1).flatten(1)} if bias in wanted else {}

@@ -42,14 +42,14 @@ def layer_norm(module: nn.Module, call: LayerCall) -> Gradients:
     """Normalise over the trailing dimensions; those before, but for the batch, are positions."""
     assert isinstance(module, nn.LayerNorm)
     shape = list(module.normalized_shape)
-    return _trailing_rows(F.layer_norm(call.x, shape, eps=module.eps), call.g, len(shape), call.wanted)
+    return trailing_rows(F.layer_norm(call.x, shape, eps=module.eps), call.g, len(shape), call.wanted)
 
 
 def rms_norm(module: nn.Module, call: LayerCall) -> Gradients:
     """Divide by the root mean square over the trailing dimensions."""
     assert isinstance(module, nn.RMSNorm)
     shape = list(module.normalized_shape)
-    return _trailing_rows(F.rms_norm(call.x, shape, eps=module.eps), call.g, len(shape), call.wanted)
+    return trailing_rows(F.rms_norm(call.x, shape, eps=module.eps), call.g, len(shape), call.wanted)
 
 
 def _channel_rows(normal: Tensor, g: Tensor, wanted: Names) -> Gradients:
@@ -58,15 +58,15 @@ def _channel_rows(normal: Tensor, g: Tensor, wanted: Names) -> Gradients:
     return _rows(normal, g, 2, wanted)
 
 
-def _trailing_rows(normal: Tensor, g: Tensor, trailing: int, wanted: Names) -> Gradients:
+def trailing_rows(normal: Tensor, g: Tensor, trailing: int, wanted: Names, weight: str = "weight") -> Gradients:
     """Sum over everything between the batch and the normalised dimensions: parts [n, prod(normalised)]."""
     features = normal.shape[normal.dim() - trailing :].numel()
     n = normal.shape[0] if normal.dim() > trailing else 1
-    return _rows(normal.reshape(n, -1, features), g.reshape(n, -1, features), 1, wanted)
+    return _rows(normal.reshape(n, -1, features), g.reshape(n, -1, features), 1, wanted, weight)
 
 
-def _rows(normal: Tensor, g: Tensor, axis: int, wanted: Names) -> Gradients:
+def _rows(normal: Tensor, g: Tensor, axis: int, wanted: Names, weight: str = "weight") -> Gradients:
     wide = torch.promote_types(g.dtype, torch.float32)
     g = g.to(wide)
-    parts = {"weight": lambda: torch.linalg.vecdot(normal.to(wide), g, dim=axis), "bias": lambda: g.sum(axis)}
+    parts = {weight: lambda: torch.linalg.vecdot(normal.to(wide), g, dim=axis), "bias": lambda: g.sum(axis)}
     return {name: parts[name]() for name in wanted}

@@ -263,7 +263,7 @@ class Sharing:
             frames = _joined(census.of(name), strategy.pooled)
             if frames:
                 ios = [shape_only(frame, widths(block, block.members[k][1])) for k, frame in sorted(frames.items())]
-                sizes[name] = Size.of_block(ios, block.compute_dtype.itemsize, options.expanded)
+                sizes[name] = Size.of_block(ios, block.compute_dtype.itemsize, options.expanded, block.tied)
         if options.memory_budget is not None and strategy.pooled:  # each rank holds its share
             options = options.with_(memory_budget=options.memory_budget * strategy.world)
         return choose_all(sizes, options, step, "step()", self.reweighted) if sizes else {}

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..layers import layer_of, parameter_of
 from ..linalg import damped_power
@@ -100,7 +100,7 @@ def dense_direction(
 
 
 def samples_dimension(module: nn.Module) -> int:
-    """Return the dimension of a module's inputs and outputs that holds the samples."""
+    """Return the dimension of a module's inputs that holds the samples, and of its outputs but for states."""
     return 0 if getattr(module, "batch_first", True) else 1
 
 
@@ -146,7 +146,11 @@ def _split(
             inputs, named = tree_map(lambda x, i=i: sample(x, i), (args, kwargs))
             pieces.append(functional_call(module, values, inputs, named))
             module.forward = by_sample  # type: ignore[method-assign]
-        return tree_map(lambda *own: None if own[0] is None else torch.cat(own, dim), *pieces)
+        flat = [tree_flatten(piece) for piece in pieces]
+        dims = [dim, *[1] * len(flat[0][0])] if isinstance(module, nn.RNNBase) else [dim] * len(flat[0][0])
+        leaves = zip(*(leaves for leaves, _ in flat), strict=True)
+        joined = [own[0] if own[0] is None else torch.cat(own, k) for own, k in zip(leaves, dims, strict=False)]
+        return tree_unflatten(joined, flat[0][1])
 
     return by_sample
 

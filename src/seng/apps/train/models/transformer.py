@@ -15,8 +15,8 @@ DEVIATION = 0.02  # of initial weights, as in GPT-2
 class CausalAttention(nn.Module):
     """Multi-head attention of each position to itself and those before it.
 
-    Its projections are nn.Linear: nn.MultiheadAttention reads its weights without calling a layer, which leaves
-    nothing to capture.
+    Its projections are nn.Linear, which a refresh reads without running attention again, as that of
+    nn.MultiheadAttention has to be.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
