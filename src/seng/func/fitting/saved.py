@@ -66,17 +66,17 @@ def read(path: Path, leaves: tuple[Tensor, ...]) -> tuple[State, list[Tensor], d
         whole = torch.load(path, map_location=leaves[0].device, weights_only=True)
         version, known = whole["version"], None
         if version == VERSION:
-            state, params = _state(whole["state"]), whole["params"]
-            known = state, params, whole["optimizer"], [(list(leaf.shape), leaf.dtype) for leaf in params]
+            layout = [(list(leaf.shape), leaf.dtype) for leaf in whole["params"]]
+            known = _state(whole["state"]), whole["params"], whole["optimizer"], layout
     except Exception as error:  # torch, zipfile and pickle have no common one
         raise _refusal("the checkpoint cannot be read", "a file that fit() wrote", str(path)) from error
     if known is None:
         raise _refusal("the checkpoint is of another version", str(VERSION), version)
-    *parts, got = known
+    state, params, optimizer, got = known
     expected = [(list(leaf.shape), leaf.dtype) for leaf in leaves]
     if expected != got:
         raise _refusal("the checkpoint is of other parameters", str(expected), got)
-    return parts[0], parts[1], parts[2]
+    return state, params, optimizer
 
 
 def _state(values: dict[str, Any]) -> State:
