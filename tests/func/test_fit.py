@@ -76,7 +76,7 @@ def test_fit_solves_a_boundary_value_problem() -> None:
 
 def test_fit_keeps_the_parameters_with_the_least_held_out_residual() -> None:
     net, held = network(width=10), draw(300, 2, seed=5)
-    result = fit(net, wave, draw(12, 2), steps=60, held_out=held)
+    result = fit(net, wave, draw(80, 2), steps=30, held_out=held)
     judged = [record.held_out for record in result.history if record.held_out is not None]
     assert result.held_out == pytest.approx(residual_of(net, held), rel=1e-12)
     assert result.held_out is not None
@@ -123,6 +123,14 @@ def test_steps_that_are_not_finite_end_the_run() -> None:
         result = fit(torch.zeros(1, dtype=DTYPE), lambda w, x: w / x, torch.zeros(3, dtype=DTYPE), steps=500)
     assert result.reason == "failed"
     assert result.steps < 500
+
+
+def test_held_out_residual_that_is_not_finite_is_no_progress() -> None:
+    w = torch.ones(1, dtype=DTYPE)
+    held = torch.tensor([0.0, 1.0], dtype=DTYPE)
+    result = fit(w, lambda w, x: (w - 2) / x, 1 + draw(9, 1)[:, 0], steps=10, held_out=held)
+    assert result.held_out == math.inf
+    assert w.item() == pytest.approx(2)  # the last parameters are kept
 
 
 def test_number_of_points_grows_until_they_tell_what_is_elsewhere() -> None:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from math import sqrt
+from math import inf, isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +197,9 @@ class Run:
         """Return the residual at the held-out points; remember the parameters where it is the least so far."""
         leaves, state = self.layout.values(), self.state
         with torch.no_grad():
-            held_out = sqrt(2 * self._problem(self.held).losses(leaves).sum().item())
-        if held_out < state.least or state.best is None:
+            loss = self._problem(self.held).losses(leaves).sum().item()
+        held_out = sqrt(2 * loss) if isfinite(loss) else inf
+        if held_out < state.least:
             state.least, state.best = held_out, [leaf.clone() for leaf in leaves]
         return held_out
 
@@ -231,7 +232,7 @@ class Run:
         points = count_points(state.points, self.optimizer.residual_fn)
         held_out = None if self.held is None else state.least
         result = Fit(reason, last.residual if last else held_out or 0.0, held_out, points, list(state.history))
-        if not self.plan.grows and result.gap is not None and result.gap > OVERFITTED:
+        if not self.plan.grows and state.least < inf and result.gap is not None and result.gap > OVERFITTED:
             warnings.warn(
                 f"fit(): the residual at the held-out points is {result.gap:.1f} times that at the points: they are"
                 " over-fitted. Pass more points, or a function that draws them and size='auto'.",
