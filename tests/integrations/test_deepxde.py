@@ -114,6 +114,36 @@ def test_hard_constraints_and_features_are_followed(dde: Any) -> None:
     assert numpy.linalg.norm(model.predict(x) - true) < 0.02 * numpy.linalg.norm(true)
 
 
+def test_points_are_resampled_and_step_lengths_decay(dde: Any) -> None:
+    model = problem(dde)
+    optimizer = natural_gradient(model, lr=0.8, acceleration=False)
+    model.compile(optimizer, decay=("step", 5, 0.5), verbose=0)
+    model.data.train_distribution = "pseudo"  # the default draws the same points each time
+    before = model.data.train_x.copy()
+    resampler = dde.callbacks.PDEPointResampler(period=4)
+    model.train(iterations=8, display_every=8, callbacks=[resampler], verbose=0)
+    assert not numpy.array_equal(before, model.data.train_x)
+    assert optimizer.result is not None
+    assert optimizer.result.length == 0.4
+
+
+def test_function_is_fitted(dde: Any) -> None:
+    data = dde.data.Function(dde.geometry.Interval(-1, 1), lambda x: numpy.sin(3 * x), 30, 10)
+    model = dde.Model(data, dde.nn.FNN([1, 8, 8, 1], "tanh", "Glorot normal"))
+    model.compile(natural_gradient(model), verbose=0)
+    model.train(iterations=30, display_every=30, verbose=0)
+    x = numpy.linspace(-1, 1, 50)[:, None]
+    assert numpy.abs(model.predict(x) - numpy.sin(3 * x)).max() < 1e-2
+
+
+def test_residual_of_several_points_is_refused(dde: Any) -> None:
+    data = dde.data.PDE(dde.geometry.Interval(0, 1), lambda x, u: u - u.mean() - x, [], num_domain=9)
+    model = dde.Model(data, dde.nn.FNN([1, 4, 1], "tanh", "Glorot normal"))
+    model.compile(natural_gradient(model), verbose=0)
+    with pytest.raises(BatchError, match="depends on several points"):
+        model.train(iterations=1, verbose=0)
+
+
 def test_unknown_number_is_found(dde: Any) -> None:
     rate = dde.Variable(2.0)
     line = dde.geometry.TimeDomain(0, 1)
