@@ -19,7 +19,7 @@ PROGRESS = 0.8  # factor by which a residual has fallen, to count as progress
 GROWTH = 1.5  # of the number of points
 SHARE = 8  # parameters a point, at the beginning
 FEWEST = 64  # points at the beginning
-LAST = 3  # stages without progress at the largest number of points, after which a fit has converged
+LAST = 10  # stages without progress at the largest number of points, after which a fit has converged
 
 
 @dataclass(frozen=True)
