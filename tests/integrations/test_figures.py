@@ -42,8 +42,12 @@ def test_natural_gradient_is_ahead_in_equal_seconds(figures: ModuleType, library
         assert all(row["seconds"] <= 1.25 * found["budget"] for row in rows)
 
 
-def test_number_of_points_that_is_found_is_better_than_fixed_ones(figures: ModuleType) -> None:
+def test_number_of_points_that_is_found_is_never_far_from_the_best(figures: ModuleType) -> None:
     groups = figures.grouped(RENDERED.load("fit_points")["runs"], "problem", "size")
     errors = {key: median(row["error"] for row in rows) for key, rows in groups.items()}
-    assert {size for _, size in errors} == {"auto", 100, 300, 1000}
-    assert all(errors[problem, "auto"] < error for (problem, size), error in errors.items() if size != "auto")
+    problems, sizes = {problem for problem, _ in errors}, {size for _, size in errors} - {"auto"}
+    assert sizes == {100, 300, 1000}
+    best = {problem: min(errors[problem, size] for size in sizes) for problem in problems}
+    assert all(errors[problem, "auto"] < 5 * best[problem] for problem in problems)
+    for size in sizes:  # while each fixed number is, on some problem
+        assert max(errors[problem, size] / errors[problem, "auto"] for problem in problems) > 10
