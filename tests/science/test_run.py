@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from seng import func
 from seng.apps.science import PROBLEMS, Points, Problem, Record, run
 from seng.apps.science.folder import Folder
 from seng.apps.science.methods import Method, Natural, Step, Taken
-from seng.apps.science.pictures import draw_errors, draw_solution
+from seng.apps.science.pictures import draw_errors, draw_fit, draw_solution
 from seng.apps.science.run import RECORDS
 from seng.errors import OptionError
 
@@ -150,6 +151,14 @@ def test_pictures_are_drawn_with_and_without_a_view(name: str, tmp_path: Path) -
     for picture in tmp_path.iterdir():
         assert picture.read_bytes().startswith(PNG)
         assert picture.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("held_out", [None, 2e-3])
+def test_history_of_a_fit_is_drawn(held_out: float | None, tmp_path: Path) -> None:
+    records = [func.Record(k, 0.1 * k, 1e-3 / k, held_out, 64 * k, 1, 0.1, 1.0) for k in (1, 2, 3)]
+    draw_fit(func.Fit("steps", 1e-3, held_out, 64, records), tmp_path / "fit.png", "a fit")
+    assert (tmp_path / "fit.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "fit.png").stat().st_size > 5_000
 
 
 def test_error_map_is_zero_for_the_solution(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from .damping import DAMPING_RULES
 from .derivatives import Taylor, gradient, laplacian, partial, taylor
 from .direction import Info, natural_gradient
 from .fishers import FISHERS, Fisher
+from .fitting import RESAMPLING, Fit, Record, fit
 from .linesearch import LINE_SEARCHES
 from .optimizer import NaturalGradient, StepResult
 from .problem import NotFiniteError, SingularError
@@ -35,17 +36,21 @@ __all__ = [
     "FISHERS",
     "LINE_SEARCHES",
     "RANKS",
+    "RESAMPLING",
     "SOLVERS",
     "Fisher",
+    "Fit",
     "Info",
     "NaturalGradient",
     "NotFiniteError",
     "Ranks",
+    "Record",
     "Settings",
     "SingularError",
     "Solver",
     "StepResult",
     "Taylor",
+    "fit",
     "gradient",
     "laplacian",
     "natural_gradient",

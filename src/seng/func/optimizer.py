@@ -138,7 +138,6 @@ class NaturalGradient:
         self._largest = zeros if scaling and self.settings.damping_mode == "relative" else None
         self._stuck: tuple[float, float] | None = None  # loss of the batch that no step lowers, damping for a new one
 
-    @torch.no_grad()
     def step(self, batch: Any) -> StepResult:
         """Take one step on a batch.
 
@@ -152,7 +151,11 @@ class NaturalGradient:
             BatchError: The batch does not fit the functions.
             MemoryBudgetError: ``memory`` does not hold one sample's rows.
         """
-        problem = problem_of(self.residual_fn, self._layout, batch, self.settings, self.steps, "step()")
+        return self.step_on(problem_of(self.residual_fn, self._layout, batch, self.settings, self.steps, "step()"))
+
+    @torch.no_grad()
+    def step_on(self, problem: Problem) -> StepResult:
+        """Take one step on a loss, given as a function of these parameters."""
         losses = problem.losses(self._layout.values())
         loss = losses.sum().item()
         if self._stuck is not None and isfinite(loss) and not isclose(loss, self._stuck[0], rel_tol=NEW):

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ..func import Fit
 from .methods import METHODS
 from .problem import Problem, View
 from .run import Record
@@ -40,6 +41,34 @@ def draw_errors(runs: Mapping[str, Sequence[Record]], path: Path, title: str) ->
     axes.grid(alpha=0.3)
     axes.legend()
     axes.set_title(title)
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_fit(result: Fit, path: str | Path, title: str) -> None:
+    """Draw the history of ``seng.func.fit``: residuals, and the number of points below, against seconds.
+
+    Args:
+        result: What ``fit`` returned.
+        path: The picture's file, a PNG.
+        title: Written above.
+    """
+    figure = _figure(6.4, 4.8)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    seconds = [record.seconds for record in result.history]
+    judged = [(record.seconds, record.held_out) for record in result.history if record.held_out is not None]
+    upper.plot(seconds, [record.residual for record in result.history], linewidth=1.2, label="at the points")
+    if judged:
+        upper.plot(*zip(*judged, strict=True), linewidth=1.2, label="held out")
+    upper.set_yscale("log")
+    upper.set_ylabel("residual")
+    upper.legend()
+    lower.plot(seconds, [record.points for record in result.history], color="#555555", drawstyle="steps-post")
+    lower.set_ylabel("points")
+    lower.set_ylim(bottom=0)
+    lower.set_xlabel("seconds")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
     figure.savefig(path, dpi=DPI)
 
 
