@@ -23,6 +23,7 @@ from .trial import Trial, run_trial
 from .workloads import WORKLOADS, Suite
 
 Tell = Callable[[dict[str, Any]], None]
+Runner = Callable[[Sequence[Trial]], Iterable[dict[str, Any]]]
 AHEAD = 2  # trials a process that wait for it
 
 
@@ -42,14 +43,20 @@ def run_suite(suite: Suite, protocol: Protocol, lines: Lines, *, jobs: int = 1, 
         BenchError: A worker process was killed.
         SengError: Data are absent.
     """
-    with _ended_by_sigterm():
+
+    def finish(trials: Iterable[Trial]) -> None:
+        for line in run([trial for trial in trials if lines.find(trial.identity()) is None]):
+            lines.add(line)
+            tell(line)
+
+    with _ended_by_sigterm(), _runner(jobs) as run:
         for workload in suite.workloads:
             served = [name for name in suite.optimizers if WORKLOADS[workload].entry(name) is not None]
             cells: list[tuple[str, str, BudgetKind]] = [
                 (workload, name, kind) for kind in suite.budgets for name in served
             ]
-            _run([trial for cell in cells for trial in tuning_trials(*cell, protocol)], lines, jobs, tell)
-            _run([trial for cell in cells for trial in evaluation_trials(*cell, protocol, lines)], lines, jobs, tell)
+            finish(trial for cell in cells for trial in tuning_trials(*cell, protocol))
+            finish(trial for cell in cells for trial in evaluation_trials(*cell, protocol, lines))
 
 
 def tuning_trials(workload: str, optimizer: str, budget: BudgetKind, protocol: Protocol) -> list[Trial]:
@@ -85,32 +92,27 @@ def _defaults(entry: Entry) -> dict[str, float]:
     return {name: next(getattr(g, name) for g in groups if hasattr(g, name)) for name in entry.ranges}
 
 
-def _run(trials: Sequence[Trial], lines: Lines, jobs: int, tell: Tell) -> None:
-    due = [trial for trial in trials if lines.find(trial.identity()) is None]
-    for line in _in_processes(due, jobs) if jobs > 1 else _in_turn(due):
-        lines.add(line)
-        tell(line)
-
-
-def _in_turn(trials: Iterable[Trial]) -> Iterator[dict[str, Any]]:
+@contextmanager
+def _runner(jobs: int) -> Iterator[Runner]:
+    """Give a function that runs trials and yields their lines as they end; leaving gives up those under way."""
+    if jobs > 1:
+        with _workers(jobs) as pool:
+            yield lambda trials: _spread(pool, trials, AHEAD * jobs)
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield from map(run_trial, trials)
+        yield lambda trials: map(run_trial, trials)
     finally:
         torch.set_num_threads(threads)
 
 
-def _in_processes(trials: Sequence[Trial], jobs: int) -> Iterator[dict[str, Any]]:
-    """Yield lines as trials end; where the caller leaves, those under way are given up at once."""
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(jobs, max(1, len(trials))), multiprocessing.get_context("spawn"), _begin_worker)
-    waiting, left, ahead = set(), iter(trials), AHEAD * jobs
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _begin_worker)
     try:
-        while waiting := waiting | {pool.submit(run_trial, trial) for trial in islice(left, ahead - len(waiting))}:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+        yield pool
     except BrokenProcessPool as error:
         raise BenchError(
             "seng bench", "a worker process was killed", expected="workers that live to the end", got=str(error),
@@ -120,6 +122,15 @@ def _in_processes(trials: Sequence[Trial], jobs: int) -> Iterator[dict[str, Any]
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in set(multiprocessing.active_children()) - others:
             worker.terminate()
+
+
+def _spread(pool: ProcessPoolExecutor, trials: Sequence[Trial], ahead: int) -> Iterator[dict[str, Any]]:
+    """Yield lines as trials end, no more than ``ahead`` of them begun or waiting for a process."""
+    waiting, left = set(), iter(trials)
+    while waiting := waiting | {pool.submit(run_trial, trial) for trial in islice(left, ahead - len(waiting))}:
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
 
 
 def _begin_worker() -> None:
