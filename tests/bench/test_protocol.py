@@ -96,6 +96,7 @@ def test_rate_rises_and_falls_within_its_setting(share: float) -> None:
 def test_schedule_is_the_same_for_all(optimizer: str) -> None:
     if optimizer in ("soap", "shampoo", "kron", "schedule-free"):
         pytest.importorskip("pytorch_optimizer")
+        pytest.importorskip("opt_einsum")
     workload = WORKLOADS["digits"]
     entry = workload.entry(optimizer)
     assert entry is not None

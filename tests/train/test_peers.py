@@ -27,6 +27,7 @@ FAST = {"muon": "0.1", "kron": "0.01", "schedule-free": "0.03", "soap": "0.03"} 
 def small(name: str) -> RunConfig:
     if name in OF_LIBRARY:
         pytest.importorskip("pytorch_optimizer")
+        pytest.importorskip("opt_einsum")
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("torch without Muon")
     changes = {"model.widths": "4,8", "batch_size": "128", "lr": FAST.get(name, str(DEFAULTS[name].lr))}

@@ -57,18 +57,24 @@ def soap(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def shampoo(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Build Shampoo with step lengths of RMSProp. Source: Gupta et al. (2018); Anil et al. (2020)."""
+    """Build Shampoo with step lengths of RMSProp. Source: Gupta et al. (2018); Anil et al. (2020).
+
+    The averages are not corrected for their start, hence the short ones, and momentum that is an average, too.
+    """
     return _library("shampoo").ScalableShampoo(
-        _trained(model), lr=config.lr, betas=(config.momentum, 0.999), weight_decay=config.weight_decay,
-        decoupled_weight_decay=True, decoupled_learning_rate=False, start_preconditioning_step=REFRESH_EVERY,
+        _trained(model), lr=config.lr, betas=(config.momentum, 0.95), weight_decay=config.weight_decay,
+        moving_average_for_momentum=True, decoupled_weight_decay=True, start_preconditioning_step=REFRESH_EVERY,
         preconditioning_compute_steps=REFRESH_EVERY, graft_type=RMSPROP,
     )  # fmt: skip
 
 
 def kron(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Build PSGD with Kronecker factors. Source: Li, "Preconditioned stochastic gradient descent" (2018)."""
+    """Build PSGD with Kronecker factors. Source: Li, "Preconditioned stochastic gradient descent" (2018).
+
+    Without opt_einsum torch takes its products in an order that needs the memory of a square of Kronecker products.
+    """
     rates = {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay}
-    return _library("kron").Kron(_trained(model), **rates)
+    return _library("kron", "opt_einsum").Kron(_trained(model), **rates)
 
 
 def schedule_free(model: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -98,16 +104,17 @@ def _trained(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def _library(optimizer: str) -> Any:
-    """Import pytorch_optimizer.
+def _library(optimizer: str, beside: str | None = None) -> Any:
+    """Return the package pytorch_optimizer; another one that it needs is imported, too.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: One of them is not installed.
     """
+    needed = [name for name in (beside, "pytorch_optimizer") if name is not None]
     try:
-        return import_module("pytorch_optimizer")
+        return [import_module(name) for name in needed][-1]
     except ImportError as error:
         raise ConfigError(
-            "build_optimizer", f"{optimizer} needs a package that is not installed", expected="pytorch_optimizer",
+            "build_optimizer", f"{optimizer} needs a package that is not installed", expected=" and ".join(needed),
             got=str(error), fix="Run: pip install 'seng[bench]'",
         ) from error  # fmt: skip
