@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from environment import save
-from seng.science import PROBLEMS
-from seng.science.points import faces, inside, start
-from seng.science.problems.burgers import denser
 
+from seng.apps.science import PROBLEMS
+from seng.apps.science.points import faces, inside, start
+from seng.apps.science.problems.burgers import denser
 from seng.func import fit
 
 Draw = Callable[[int, torch.Generator], dict[str, torch.Tensor]]

@@ -9,8 +9,8 @@ from typing import Any
 import deepxde as dde  # pyright: ignore[reportMissingImports]
 import numpy
 import torch
-from seng.science.problems.burgers import VISCOSITY, cole_hopf
 
+from seng.apps.science.problems.burgers import VISCOSITY, cole_hopf
 from seng.integrations.deepxde import natural_gradient
 
 PI = numpy.pi

@@ -111,7 +111,7 @@ def test_completion_knows_recipes(completions, command: str):
 
 def test_completion_knows_commands_and_optimizers(completions):
     assert set(completions("")) >= {"train", "plan", "recipes"}
-    assert completions("train", "digits", "--optimizer", "s") == ["seng", "sgd"]
+    assert completions("train", "digits", "--optimizer", "s") == ["seng", "sgd", "soap", "shampoo", "schedule-free"]
 
 
 def test_completion_knows_settings_of_the_recipe(completions):

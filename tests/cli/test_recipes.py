@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from seng.apps import science
 from seng.apps.recipes import RECIPES, build_recipe, summary
 from seng.apps.science import PROBLEMS
+from seng.apps.train.config import OptimizerName
 
 
 def test_recipes_lists_each_with_its_data(call, monkeypatch, tmp_path: Path):
@@ -50,4 +52,4 @@ def test_recipes_lists_scientific_problems(call):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_have_three_optimizers(call, name: str):
     listed = {recipe["name"]: recipe for recipe in json.loads(call("recipes", "--json")[1])}
-    assert listed[name]["optimizers"] == ["seng", "sgd", "adamw"]
+    assert listed[name]["optimizers"] == list(get_args(OptimizerName))

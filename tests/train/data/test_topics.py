@@ -47,7 +47,7 @@ def test_windows_stay_inside_the_text(length: int):
 def test_topics_are_the_whole_text_cut_in_nine_to_one():
     text, config = topics_text(), DataConfig("python-topics", size=64)
     dataset, characters = data.load_dataset(config), sorted(set(text))
-    assert data.signature(config) == data.Signature((64,), classes=len(characters))
+    assert data.signature(config) == data.Signature((64,), classes=len(characters), texts=True)
     assert isinstance(dataset.train, TextSplit)
     assert isinstance(dataset.test, TextSplit)
     assert len(dataset.test.text) == len(text) // 10

@@ -8,7 +8,7 @@ from torch import nn
 
 from seng.apps.train.config import ModelConfig
 from seng.apps.train.data import Signature
-from seng.apps.train.models import build_model
+from seng.apps.train.models import VisionTransformer, build_model
 from seng.errors import SengError
 
 PICTURES = Signature((1, 28, 28), classes=10)
@@ -68,3 +68,21 @@ def test_deep_autoencoder_mirrors_its_encoder():
 def test_build_model_refuses(config, match):
     with pytest.raises(SengError, match=match):
         build_model(config, PICTURES)
+
+
+def test_vision_transformer_sees_all_patches_and_their_places() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("vision-transformer", (8, 16), heads=2), PICTURES)
+    assert isinstance(model, VisionTransformer)
+    pictures = torch.randn(2, 1, 28, 28, requires_grad=True)
+    model(pictures)[:, 0].sum().backward()
+    assert pictures.grad is not None
+    assert (pictures.grad != 0).all()
+    turned = pictures.roll(4, dims=3)  # the same patches elsewhere
+    assert not torch.allclose(model(pictures), model(turned), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("data", "outputs"), [(PICTURES, 10), (Signature((7,), classes=None), 1)])
+def test_perceptron_fits_pictures_and_tables(data: Signature, outputs: int) -> None:
+    model = build_model(ModelConfig("perceptron", (5, 4)), data)
+    assert model(data.inputs(3)).shape == (3, outputs)

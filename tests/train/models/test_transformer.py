@@ -14,7 +14,7 @@ from seng.apps.train.config import LossConfig, ModelConfig
 from seng.apps.train.data import Signature
 from seng.apps.train.losses import build_loss
 from seng.apps.train.models import build_model
-from seng.apps.train.models.transformer import CausalAttention, CharTransformer
+from seng.apps.train.models.transformer import Attention, CharTransformer
 from seng.errors import SengError
 from seng.testing import check_rows
 
@@ -25,7 +25,7 @@ CONFIG = ModelConfig("char-transformer", (8, 12, 10), heads=2)
 def _model(seed: int = 0, config: ModelConfig = CONFIG) -> CharTransformer:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_model(config, Signature((LENGTH,), CLASSES))
+        model = build_model(config, Signature((LENGTH,), CLASSES, texts=True))
     assert isinstance(model, CharTransformer)
     return model
 
@@ -58,7 +58,7 @@ def test_transformer_sees_no_later_character():
 
 def test_transformer_attention_is_that_of_its_formula():
     model, width, heads = _model().double(), 8, 2
-    attention = next(m for m in model.modules() if isinstance(m, CausalAttention))
+    attention = next(m for m in model.modules() if isinstance(m, Attention))
     inputs = torch.randn(1, LENGTH, width, dtype=torch.float64)
     query, key, value = (layer(inputs)[0] for layer in (attention.query, attention.key, attention.value))
     mixed = torch.zeros(LENGTH, width, dtype=torch.float64)
@@ -107,11 +107,13 @@ def test_transformer_is_covered_wholly_and_verified():
 @pytest.mark.parametrize(
     ("config", "data", "match"),
     [
-        (ModelConfig("char-transformer", (8, 12), heads=3), Signature((6,), 5), "divisor of the width 8, got 3"),
-        (ModelConfig("char-transformer", (8, 12)), Signature((6,), 5), "heads do not divide.*got 0"),
-        (ModelConfig("char-transformer", (8,), 2, dropout=1.0), Signature((6,), 5), "dropout is out of range"),
+        (ModelConfig("char-transformer", (8, 12), heads=3), Signature((6,), 5, True), "divisor of the width 8, got 3"),
+        (ModelConfig("char-transformer", (8, 12)), Signature((6,), 5, True), "heads do not divide.*got 0"),
+        (ModelConfig("char-transformer", (8,), 2, dropout=1.0), Signature((6,), 5, True), "dropout is out of range"),
         (ModelConfig("char-transformer", (8,), 2), Signature((1, 8, 8), 5), "the data are no texts"),
-        (ModelConfig("char-transformer", (8,), 2), Signature((6,), None), "no classes"),
+        (ModelConfig("char-transformer", (8,), 2), Signature((6,), 5), "the data are no texts"),
+        (ModelConfig("vision-transformer", (8,), 2), Signature((1, 6, 8), 5), "patches do not fill the pictures"),
+        (ModelConfig("char-transformer", (8,), 2), Signature((6,), None, True), "no classes"),
         (ModelConfig("small-cnn", (8,)), Signature((6,), 5), "the data are no pictures"),
     ],
 )

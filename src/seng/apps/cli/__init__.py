@@ -19,7 +19,7 @@ except ImportError as error:  # pragma: no cover
 
 from ... import __version__
 from ...errors import SengError
-from . import plan, recipes, report, science, theory, train
+from . import bench, plan, recipes, report, science, theory, train
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 a wrong option or unusable data; 130 interrupted (Ctrl-C); "
@@ -68,6 +68,7 @@ _add("plan", plan.plan_command, plan.EXAMPLES)
 _add("report", report.report_command, report.EXAMPLES)
 _add("science", science.science_command, science.EXAMPLES)
 _add("theory", theory.theory_command, theory.EXAMPLES)
+_add("bench", bench.bench_command, bench.EXAMPLES)
 _add("recipes", recipes.recipes_command, recipes.EXAMPLES)
 
 

@@ -73,7 +73,10 @@ def train_command(
     optimizer: Annotated[
         str | None,
         typer.Option(
-            help="seng, sgd or adamw.  [default: seng]", show_default=False, autocompletion=complete_optimizer
+            metavar="NAME",
+            help="seng, sgd, adamw, muon, soap, shampoo, kron, schedule-free or kfac.  [default: seng]",
+            show_default=False,
+            autocompletion=complete_optimizer,
         ),
     ] = None,
     epochs: Annotated[str | None, typer.Option(metavar="N", help="Passes over the data.")] = None,

@@ -6,6 +6,7 @@ A new recipe is one file and one line here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ...errors import choose
 from ..train.config import RunConfig
@@ -15,6 +16,7 @@ from .digits import digits
 from .fashion_autoencoder import fashion_autoencoder
 from .fashion_resnet import fashion_resnet
 from .imagenet import imagenet_resnet50
+from .peers import PEERS
 
 Recipe = Callable[[str], RunConfig]
 
@@ -30,12 +32,18 @@ RECIPES: dict[str, Recipe] = {
 
 
 def build_recipe(name: str, optimizer: str = "seng") -> RunConfig:
-    """Return the settings of a recipe with one of its optimizers.
+    """Return the settings of a recipe with an optimizer.
+
+    Optimizers for which the recipe has no settings take the place of its AdamW, with their own defaults.
 
     Raises:
-        OptionError: no recipe has that name, or it has no such optimizer.
+        OptionError: no recipe has that name, or there is no such optimizer.
     """
-    return choose(RECIPES, name, call="seng", option="recipe")(optimizer)
+    recipe = choose(RECIPES, name, call="seng", option="recipe")
+    if optimizer not in PEERS:
+        return recipe(optimizer)
+    config = recipe("adamw")
+    return replace(config, optimizer=replace(PEERS[optimizer], decay_norms=config.optimizer.decay_norms))
 
 
 def summary(name: str) -> str:

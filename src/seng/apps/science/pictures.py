@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ..func import Fit
+from ...func import Fit
 from .methods import METHODS
 from .problem import Problem, View
 from .run import Record

@@ -19,7 +19,7 @@ LEAST = {
     "threads": 0,
 }  # smallest values of whole numbers
 
-OptimizerName = Literal["seng", "sgd", "adamw"]
+OptimizerName = Literal["seng", "sgd", "adamw", "muon", "soap", "shampoo", "kron", "schedule-free", "kfac"]
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,23 @@ class SengConfig:
 
 
 @dataclass(frozen=True)
+class KfacConfig:
+    """The options of ``kfac.KFAC`` beside those of every optimizer; their meaning is described there."""
+
+    damping: float = 0.03
+    ema: float = 0.95
+    refresh_every: int = 10
+    decrease: float = 0.01
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
-    """An optimizer; ``seng`` is present exactly where ``name`` is "seng".
+    """An optimizer; ``seng`` and ``kfac`` are present exactly where ``name`` is the same.
 
     Attributes:
+        momentum: of SGD and Muon; of optimizers like Adam, the weight of the old mean of gradients.
+        aux_lr: learning rate of AdamW on the parameters that Muon (alone or behind SENG) and K-FAC leave; None: their
+            own default.
         decay_norms: whether weight decay acts on biases and the parameters of norms too.
     """
 
@@ -112,6 +125,8 @@ class OptimizerConfig:
     weight_decay: float = 5e-4
     decay_norms: bool = True
     seng: SengConfig | None = None
+    kfac: KfacConfig | None = None
+    aux_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -189,11 +204,12 @@ class RunConfig:
             )  # fmt: skip
         if self.until is not None:
             Target.parse(self.until)
-        if (self.optimizer.seng is not None) != (self.optimizer.name == "seng"):
-            raise ConfigError(
-                "RunConfig",
-                "the optimizer and its settings do not match",
-                expected="SENG's options with seng and with no other",
-                got=self.optimizer.name,
-                fix="Choose the optimizer with --optimizer, which brings its own settings",
-            )
+        for name in ("seng", "kfac"):
+            if (getattr(self.optimizer, name) is not None) != (self.optimizer.name == name):
+                raise ConfigError(
+                    "RunConfig",
+                    "the optimizer and its settings do not match",
+                    expected=f"the options of {name} with {name} and with no other",
+                    got=self.optimizer.name,
+                    fix="Choose the optimizer with --optimizer, which brings its own settings",
+                )

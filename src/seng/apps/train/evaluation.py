@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 from .meters import Evaluation, Meter
 from .session import Session
 
 LARGEST_BATCH = 1000
 TRAINING_BATCHES = 4  # without gradients so many micro-batches of training fit where one does
+
+
+@contextmanager
+def _averaged(optimizer: Optimizer) -> Iterator[None]:
+    """Let the model have the parameters that are to be judged, where they are others than those of training."""
+    switches: Any = optimizer if hasattr(optimizer, "eval") else None
+    if switches:
+        switches.eval()
+    try:
+        yield
+    finally:
+        if switches:
+            switches.train()
 
 
 @torch.no_grad()
@@ -36,7 +51,7 @@ def evaluate(session: Session, stopped: Callable[[], object] = lambda: False) ->
     was_training = model.training
     model.eval()
     try:
-        with closing(session.batches(session.data.test, batches)) as ahead:
+        with _averaged(session.optimizer), closing(session.batches(session.data.test, batches)) as ahead:
             for inputs, targets in ahead:
                 if ranks.world == 1 and stopped():
                     return None

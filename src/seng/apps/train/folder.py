@@ -99,7 +99,7 @@ _locked: set[Path] = set()  # by this process
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, call: str = "seng train") -> Iterator[None]:
     """Keep other processes from training in a folder; the system forgets a lock when its process ends.
 
     Raises:
@@ -113,9 +113,9 @@ def locked(path: Path) -> Iterator[None]:
         handle = os.open(place, os.O_RDONLY)
     except OSError as error:
         problem, fix = "the folder cannot be opened", "Choose another --out"
-        raise CheckpointError("seng train", problem, expected="a folder", got=str(error), fix=fix) from error
+        raise CheckpointError(call, problem, expected="a folder", got=str(error), fix=fix) from error
     try:
-        _lock(handle, path)
+        _lock(handle, path, call)
         _locked.add(place)
         yield
     finally:
@@ -123,7 +123,7 @@ def locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(handle: int, path: Path) -> None:
+def _lock(handle: int, path: Path, call: str) -> None:
     assert fcntl is not None
     until = time.monotonic() + PATIENCE
     while True:
@@ -133,7 +133,7 @@ def _lock(handle: int, path: Path) -> None:
             if time.monotonic() > until:
                 problem, fix = "another process trains in the folder", "Stop it, or choose another --out"
                 raise CheckpointError(
-                    "seng train", problem, expected="a folder of one run at a time", got=str(path), fix=fix
+                    call, problem, expected="a folder of one run at a time", got=str(path), fix=fix
                 ) from None
         except OSError:  # a file system without locks
             return None

@@ -15,6 +15,8 @@ from ...errors import choose
 from ...optimizer import SENG
 from ...schedules import DenseThenSparse, Exponential
 from .config import OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
+from .peers import PEERS
+from .several import Several
 
 
 def build_optimizer(model: nn.Module, config: RunConfig, steps_per_epoch: int, **options: Any) -> Optimizer:
@@ -39,6 +41,7 @@ def build_optimizer(model: nn.Module, config: RunConfig, steps_per_epoch: int, *
             nesterov=wanted.nesterov,
             weight_decay=wanted.weight_decay,
             base=(wanted.seng or SengConfig()).base,
+            base_options=None if wanted.aux_lr is None else {"aux_lr": wanted.aux_lr},
             **options,
         )
     else:
@@ -63,15 +66,21 @@ def seng_options(config: SengConfig, steps_per_epoch: int) -> dict[str, Any]:
 
 def spare_norms(optimizer: Optimizer) -> None:
     """Take biases and the parameters of norms (all that have fewer than two axes) out of weight decay."""
-    for part in optimizer.bases if isinstance(optimizer, SENG) else [optimizer]:
+    for part in _parts(optimizer):
         for group in list(part.param_groups):
             spared = [p for p in group["params"] if p.dim() < 2]
             group["params"] = [p for p in group["params"] if p.dim() >= 2]
             if spared:
                 part.add_param_group({**group, "params": spared, "weight_decay": 0.0})
         part.param_groups[:] = [group for group in part.param_groups if group["params"]]
+    optimizer.param_groups = [group for part in _parts(optimizer) for group in part.param_groups]
+
+
+def _parts(optimizer: Optimizer) -> list[Optimizer]:
+    """Return the optimizers that own the groups."""
     if isinstance(optimizer, SENG):
-        optimizer.param_groups = [group for part in optimizer.bases for group in part.param_groups]
+        return optimizer.bases
+    return optimizer.parts if isinstance(optimizer, Several) else [optimizer]
 
 
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epochs: int, steps_per_epoch: int) -> LRScheduler:
@@ -108,4 +117,4 @@ def _adamw(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     return AdamW(model.parameters(), lr=config.lr, betas=betas, weight_decay=config.weight_decay)
 
 
-_PLAIN = {"sgd": _sgd, "adamw": _adamw}
+_PLAIN = {"sgd": _sgd, "adamw": _adamw, **PEERS}

@@ -11,6 +11,7 @@ from ..config import DataConfig
 from ..errors import ConfigError
 from .base import Dataset, Prefix, Signature, Source, Split, TensorSplit, epoch_batches, steps_per_epoch
 from .cifar import CIFAR10
+from .diamonds import DIAMONDS
 from .digits import DIGITS
 from .fashion import FASHION, FASHION_PICTURES
 from .image_folders import IMAGENET
@@ -20,6 +21,7 @@ from .topics import TOPICS
 
 DATASETS: dict[str, Source] = {
     "cifar10": CIFAR10,
+    "diamonds": DIAMONDS,
     "digits": DIGITS,
     "fashion-mnist": FASHION,
     "fashion-pictures": FASHION_PICTURES,

@@ -77,16 +77,19 @@ class Signature:
     """What a data set's samples look like, known without reading it.
 
     Attributes:
-        shape: of one input: ``(channels, height, width)`` of a picture, ``(length,)`` of a text.
+        shape: of one input: ``(channels, height, width)`` of a picture, ``(length,)`` of a text, ``(columns,)`` of a
+            table.
         classes: number of classes (of characters, for a text); None where the targets are no classes.
+        texts: whether inputs are whole numbers that stand for characters.
     """
 
     shape: tuple[int, ...]
     classes: int | None
+    texts: bool = False
 
     def inputs(self, samples: int) -> Tensor:
         """Return made-up inputs of the right shape and type."""
-        if len(self.shape) == 1:
+        if self.texts:
             return torch.zeros(samples, *self.shape, dtype=torch.long)
         return torch.randn(samples, *self.shape, generator=torch.Generator().manual_seed(0))
 

@@ -119,6 +119,6 @@ def topics_status(config: DataConfig) -> str:
 TOPICS = Source(
     load_topics,
     topics_status,
-    signature=lambda config: Signature((_length(config),), classes=len(set(topics_text()))),
+    signature=lambda config: Signature((_length(config),), classes=len(set(topics_text())), texts=True),
     options=frozenset({"augment", "size"}),
 )

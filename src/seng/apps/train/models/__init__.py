@@ -5,6 +5,7 @@ A new one is one file and one line in ``MODELS``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import nn
@@ -15,15 +16,19 @@ from ..data import Signature
 from ..errors import ConfigError
 from .autoencoder import deep_autoencoder
 from .convolutional import small_cnn
+from .perceptron import perceptron
 from .residual import ResidualBlock, cifar_resnet18, imagenet_resnet50, small_resnet
 from .transformer import CharTransformer
 from .vgg import cifar_vgg16bn
+from .vision_transformer import PATCH, VisionTransformer
 
 MODELS: dict[str, Callable[[ModelConfig, Signature], nn.Module]] = {
     "small-cnn": lambda model, data: small_cnn(_widths(model), _channels(data), _classes(data)),
     "small-resnet": lambda model, data: small_resnet(_widths(model), _channels(data), _classes(data)),
     "deep-autoencoder": lambda model, data: deep_autoencoder(_widths(model)),
     "char-transformer": lambda model, data: _char_transformer(model, data),
+    "perceptron": lambda model, data: perceptron(math.prod(data.shape), _widths(model), data.classes or 1),
+    "vision-transformer": lambda model, data: _vision_transformer(model, data),
     "cifar-resnet18": lambda model, data: cifar_resnet18(_stages(model, 4), _channels(data), _classes(data)),
     "cifar-vgg16bn": lambda model, data: cifar_vgg16bn(_stages(model, 5), _channels(data), _classes(data)),
     "imagenet-resnet50": lambda model, data: imagenet_resnet50(
@@ -43,15 +48,30 @@ def build_model(config: ModelConfig, data: Signature) -> nn.Module:
 
 def _char_transformer(model: ModelConfig, data: Signature) -> CharTransformer:
     """The first width is the stream's, the others those of the blocks' hidden layers."""
-    width, *hidden = _widths(model)
-    if len(data.shape) != 1:
+    if not data.texts:
         raise _misfit("the data are no texts", "samples of shape (length,)", data.shape, "Choose a data set of texts")
+    width, hidden = _attentive(model)
+    return CharTransformer(_classes(data), data.shape[0], width, hidden, model.heads, model.dropout)
+
+
+def _vision_transformer(model: ModelConfig, data: Signature) -> VisionTransformer:
+    """The widths are those of the character transformer."""
+    width, hidden = _attentive(model)
+    channels, (height, wide) = _channels(data), data.shape[1:]
+    if height % PATCH or wide % PATCH:
+        raise _misfit("patches do not fill the pictures", f"multiples of {PATCH}", data.shape, "Choose other pictures")
+    return VisionTransformer(channels, (height, wide), _classes(data), width, hidden, model.heads, model.dropout)
+
+
+def _attentive(model: ModelConfig) -> tuple[int, tuple[int, ...]]:
+    """Return the width of a transformer's stream and those of its blocks' hidden layers."""
+    width, *hidden = _widths(model)
     if model.heads < 1 or width % model.heads:
         expected = f"a divisor of the width {width}"
         raise _misfit("heads do not divide the width", expected, model.heads, "Correct model.heads")
     if not 0 <= model.dropout < 1:
         raise _misfit("dropout is out of range", "0 or more and below 1", model.dropout, "Correct model.dropout")
-    return CharTransformer(_classes(data), data.shape[0], width, tuple(hidden), model.heads, model.dropout)
+    return width, tuple(hidden)
 
 
 def _widths(config: ModelConfig) -> tuple[int, ...]:
@@ -90,11 +110,13 @@ __all__ = [
     "MODELS",
     "CharTransformer",
     "ResidualBlock",
+    "VisionTransformer",
     "build_model",
     "cifar_resnet18",
     "cifar_vgg16bn",
     "deep_autoencoder",
     "imagenet_resnet50",
+    "perceptron",
     "small_cnn",
     "small_resnet",
 ]

@@ -12,16 +12,16 @@ from torch.nn import functional
 DEVIATION = 0.02  # of initial weights, as in GPT-2
 
 
-class CausalAttention(nn.Module):
-    """Multi-head attention of each position to itself and those before it.
+class Attention(nn.Module):
+    """Multi-head attention of each position to all, or where ``causal`` to itself and those before it.
 
     Its projections are nn.Linear, which a refresh reads without running attention again, as that of
     nn.MultiheadAttention has to be.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool = True) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.causal = heads, dropout, causal
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
         self.projection = nn.Linear(width, width)
 
@@ -30,16 +30,16 @@ class CausalAttention(nn.Module):
         parts = (layer(inputs).unflatten(2, (self.heads, -1)) for layer in (self.query, self.key, self.value))
         query, key, value = (part.transpose(1, 2) for part in parts)
         dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=self.causal)
         return self.projection(mixed.transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(nn.Module):
     """Attention, then two linear layers with GELU between, each behind a layer norm and beside a shortcut."""
 
-    def __init__(self, width: int, hidden: int, heads: int, dropout: float, blocks: int) -> None:
+    def __init__(self, width: int, hidden: int, heads: int, dropout: float, blocks: int, causal: bool = True) -> None:
         super().__init__()
-        attention, narrow = CausalAttention(width, heads, dropout), nn.Linear(hidden, width)
+        attention, narrow = Attention(width, heads, dropout, causal), nn.Linear(hidden, width)
         self.attention = nn.Sequential(nn.LayerNorm(width), attention, nn.Dropout(dropout))
         self.perceptron = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), narrow, nn.Dropout(dropout)
