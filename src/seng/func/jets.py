@@ -147,31 +147,39 @@ class Jet:
 
     @property
     def shape(self) -> torch.Size:
+        """Shape of the tensor."""
         return self._any.shape[1:]
 
     @property
     def ndim(self) -> int:
+        """Number of its dimensions."""
         return self._any.ndim - 1
 
     @property
     def dtype(self) -> torch.dtype:
+        """Its dtype."""
         return self._any.dtype
 
     @property
     def device(self) -> torch.device:
+        """Its device."""
         return self._any.device
 
     @property
     def mT(self) -> Any:
+        """The tensor with its last two dimensions swapped."""
         return apply(Tensor.transpose, (self, -1, -2), {})
 
     def dim(self) -> int:
+        """Return the number of dimensions."""
         return self.ndim
 
     def numel(self) -> int:
+        """Return the number of elements."""
         return self.shape.numel()
 
     def size(self, dim: int | None = None) -> Any:
+        """Return the shape, or one of its lengths."""
         return self.shape if dim is None else self.shape[dim]
 
     def __len__(self) -> int:

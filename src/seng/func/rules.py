@@ -263,9 +263,15 @@ NAMED: dict[str, Rule] = {
     "__imul__": _in_place(Tensor.__mul__),
     "__itruediv__": _in_place(Tensor.__truediv__),
 }
-for name, rule in NAMED.items():
-    for place in (torch, Tensor, F, torch.special, torch.linalg):
-        if hasattr(place, name) and (place, name) != (Tensor, "where"):  # whose arguments have another order
-            RULES[getattr(place, name)] = rule
-for name in [name for name in NAMED if name.startswith("__")]:
-    setattr(Jet, name, _operator(getattr(Tensor, name)))
+
+
+def _register() -> None:
+    for name, rule in NAMED.items():
+        for place in (torch, Tensor, F, torch.special, torch.linalg):
+            if hasattr(place, name) and (place, name) != (Tensor, "where"):  # whose arguments have another order
+                RULES[getattr(place, name)] = rule
+        if name.startswith("__"):
+            setattr(Jet, name, _operator(getattr(Tensor, name)))
+
+
+_register()
