@@ -1,4 +1,4 @@
-"""Derivatives of any Sequential, and rows of them, against ordinary autograd: the sweep is taken where it is right."""
+"""Derivatives of any Sequential, and rows of them, against ordinary autograd, whatever its layers and hooks do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 
 from seng.errors import BatchError
 from seng.func import gradient, laplacian, natural_gradient, partial, taylor, verify
-from seng.func.derivatives import SMOOTH, _chain
+from seng.func.rules import RULES, of_one_number
 
 from .reference import DTYPE, dense, derivative, draw, flat, parameters
 
@@ -67,7 +67,7 @@ def _replace_forward(net: nn.Sequential) -> None:
     net[1].forward = lambda input: input**3
 
 
-OTHERWISE: dict[str, Callable[[], nn.Sequential]] = {  # what a sweep over the layers' types would miss
+NETS: dict[str, Callable[[], nn.Sequential]] = {
     "hook of a layer": changed(lambda net: net[0].register_forward_hook(lambda *passed: 2 * passed[2])),
     "hook before an activation": changed(
         lambda net: net[1].register_forward_pre_hook(lambda module, args: args[0] + 1)
@@ -82,8 +82,6 @@ OTHERWISE: dict[str, Callable[[], nn.Sequential]] = {  # what a sweep over the l
     "class of its own": lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), Squared(4, 1)),
     "skip": lambda: nn.Sequential(Skip(nn.Linear(2, 2), nn.Tanh()), nn.Linear(2, 1)),
     "softmax": lambda: nn.Sequential(nn.Linear(2, 5), nn.Softmax(-1), nn.Linear(5, 1)),
-}
-ALIKE: dict[str, Callable[[], nn.Sequential]] = {  # what it can do
     "plain": plain,
     "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(2, 6), nn.Sequential(nn.Tanh())), nn.Linear(6, 1)),
     "tied weight": changed(_tie),
@@ -91,11 +89,6 @@ ALIKE: dict[str, Callable[[], nn.Sequential]] = {  # what it can do
     "in place at first": lambda: nn.Sequential(nn.ELU(inplace=True), nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1)),
     "activation with a parameter": lambda: nn.Sequential(nn.Linear(2, 6), Sine(), nn.Linear(6, 1)),
 }
-
-
-@pytest.fixture(autouse=True)
-def sine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SMOOTH, Sine, None)
 
 
 def second(net: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -129,18 +122,9 @@ def check(net: nn.Sequential) -> None:
     assert torch.equal(samples, before)
 
 
-@pytest.mark.parametrize("name", OTHERWISE)
-def test_what_is_no_plain_chain_is_differentiated_as_it_is(name: str) -> None:
-    net = made(OTHERWISE[name])
-    assert _chain(net) is None
-    check(net)
-
-
-@pytest.mark.parametrize("name", ALIKE)
-def test_sweep_is_right_where_it_is_taken(name: str) -> None:
-    net = made(ALIKE[name])
-    assert _chain(net) is not None
-    check(net)
+@pytest.mark.parametrize("name", NETS)
+def test_derivatives_and_directions_match_autograd(name: str) -> None:
+    check(made(NETS[name]))
 
 
 LAYERS = st.sampled_from(["shared linear", "linear", "shared tanh", "gelu", "nested", "hook", "sine", "shared sine"])
@@ -173,7 +157,7 @@ def test_global_hooks_are_seen() -> None:
 
 
 def test_wrong_rule_of_an_activation_is_found_by_verify(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SMOOTH, nn.Sigmoid, lambda z: (z.sigmoid(), z.sigmoid(), z.sigmoid()))
+    monkeypatch.setitem(RULES, torch.sigmoid, of_one_number(lambda v, order: [v.sigmoid()] * (order + 1)))
     net = nn.Sequential(nn.Linear(2, 4), nn.Sigmoid(), nn.Linear(4, 1)).to(DTYPE)
     assert verify(lambda u, x: laplacian(u, x), net, draw(4, 2))["residual"] > 0.01
 

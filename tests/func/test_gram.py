@@ -25,9 +25,12 @@ P = sum(p.numel() for p in NET.parameters())
 
 
 def rows_with(memory: int) -> Rows:
+    """Rows that are made in tiles, without factors."""
     params = params_of(NET, "test")
     problem = problem_of(RESIDUALS["second"].ours, params, draw(N, 2), Settings(memory=memory), 0, "test")
-    return problem.linearise().rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seng.func.rows.factors_of", lambda *args: None)
+        return problem.linearise().rows
 
 
 def positive(n: int, seed: int = 0) -> Tensor:

@@ -19,6 +19,7 @@ f, r = sqrt(w_t / n_t)), ``sampled``, of a classifier's losses at labels drawn f
 """
 
 from .config import Settings
+from .covariance import Covariance, covariance
 from .damping import DAMPING_RULES
 from .derivatives import Taylor, gradient, laplacian, partial, taylor
 from .direction import Info, natural_gradient
@@ -28,6 +29,7 @@ from .linesearch import LINE_SEARCHES
 from .optimizer import NaturalGradient, StepResult
 from .problem import NotFiniteError, SingularError
 from .ranks import RANKS, Ranks
+from .robust import ROBUST_LOSSES, robust
 from .solvers import SOLVERS, Solver
 from .verify import verify
 
@@ -37,7 +39,9 @@ __all__ = [
     "LINE_SEARCHES",
     "RANKS",
     "RESAMPLING",
+    "ROBUST_LOSSES",
     "SOLVERS",
+    "Covariance",
     "Fisher",
     "Fit",
     "Info",
@@ -50,11 +54,13 @@ __all__ = [
     "Solver",
     "StepResult",
     "Taylor",
+    "covariance",
     "fit",
     "gradient",
     "laplacian",
     "natural_gradient",
     "partial",
+    "robust",
     "taylor",
     "verify",
 ]

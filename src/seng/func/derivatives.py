@@ -1,35 +1,40 @@
 """Derivatives of a network at a point, quick under the engine's vectorised reverse passes.
 
 All functions take a function f of one point x [d] and give its derivatives at that point: write the residual of one
-sample with them. Chains of linear layers and activations, as physics-informed networks mostly are, go through in one
-sweep that carries value, first and second derivatives along all directions at once; anything else by reverse over
-reverse mode, which is right where torch's forward mode is silently wrong in high order (linalg.solve, det) or fails
-(norm). Layer, instance and batch normalisation are wrong in third order by either mode: they are spelled out.
+sample with them. Where every operation of f has a rule in ``seng.func.rules``, f is evaluated once on truncated Taylor
+series. Anything else is differentiated by reverse over reverse mode, which is right where torch's forward mode is
+silently wrong in high order (linalg.solve, det) or fails (norm). Layer, instance and batch normalisation are wrong in
+third order by either mode: they are spelled out.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import reduce
+from math import factorial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import grad, jacrev, jvp, vmap
+from torch.func import grad, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks
 
-from ..errors import BatchError
+from ..errors import BatchError, OptionError
+from . import rules  # noqa: F401  (fills the table of rules)
+from .jets import Jet, NoRuleError, Sweep
 from .plain import SpelledOut
 from .terms import in_words
-from .trees import BoundModule, with_parameters
+from .trees import modules_of
 
 Function = Callable[[Tensor], Tensor]
+HIGHEST = 4  # order of ``taylor``
+MANY = 16  # inputs, from which on a reverse pass gives a gradient sooner than a sweep
 
 
 @dataclass(frozen=True)
@@ -40,37 +45,50 @@ class Taylor:
         value: f(x), [*out].
         first: First derivatives, [k, *out].
         second: Second derivatives along each direction, [k, *out]; their sum, [1, *out], where that was asked for.
+        third: Third ones, [k, *out], where ``order`` is 3 or more.
+        fourth: Fourth ones, [k, *out], where ``order`` is 4.
     """
 
     value: Tensor
     first: Tensor
     second: Tensor
+    third: Tensor | None = None
+    fourth: Tensor | None = None
 
 
 def taylor(
-    f: Function, x: Float[Tensor, " d"], directions: Float[Tensor, "k d"] | None = None, *, sum_second: bool = False
-) -> Taylor:
-    """Return f(x), its first and its pure second derivatives along directions.
+    f: Function, x: Float[Tensor, " d"], directions: Float[Tensor, "k d"] | None = None, *, order: int = 2,
+    sum_second: bool = False,
+) -> Taylor:  # fmt: skip
+    """Return f(x) and its pure derivatives along directions.
 
     Args:
-        f: Function of a point; a module that is a Sequential of linear layers and activations is swept through.
+        f: Function of a point.
         x: The point.
         directions: Directions; the axes where None.
+        order: Highest order of the derivatives, 2 to 4.
         sum_second: Give the sum of the second derivatives only, which costs less for many directions.
 
-    Cost: sweep: (2 k + 1) forward passes in one, k + 2 where second derivatives are summed; else k reverse passes
-    through a reverse pass, an output.
-    Source: Li et al., "Forward Laplacian" (2023); Dangel et al., "Collapsing Taylor mode" (2025).
+    Raises:
+        BatchError: x is not one point.
+        OptionError: ``order`` is not 2, 3 or 4, or not 2 for a sum.
+
+    Cost: in one sweep (order * k + 1) forward passes, k + 2 where second derivatives are summed; where an operation of
+    f has no rule, k nested reverse passes for each output.
+    Source: Griewank, Walther (2008), chapter 13; Li et al., "Forward Laplacian" (2023).
     """
-    if isinstance(f, BoundModule):
-        return with_parameters(f, lambda part: taylor(part, x, directions, sum_second=sum_second))
-    _require_point("laplacian()" if sum_second else "taylor()", x, directions)
+    call = "laplacian()" if sum_second else "taylor()"
+    _require_point(call, x, directions)
+    if order not in range(2, (2 if sum_second else HIGHEST) + 1):
+        raise OptionError(
+            call, "order out of range", expected="2, 3 or 4; 2 for a sum", got=order, fix="Take others by partial()"
+        )  # fmt: skip
     along = torch.eye(len(x), dtype=x.dtype, device=x.device) if directions is None else directions
-    layers = _chain(f) if _sweeping.get() else None
-    if layers is None:
-        return _by_reverse_mode(f, x, along, sum_second)
-    zero = x.new_zeros(1 if sum_second else len(along), len(x))
-    return reduce(lambda point, layer: layer(point), layers, Taylor(x, along, zero))
+    coefficients = _sweep(f, x, along, order, sum_second)
+    if coefficients is None:
+        return _by_reverse_mode(f, x, along, order, sum_second, call)
+    value, *parts = coefficients
+    return Taylor(value[0], *(part if n < 2 else part * factorial(n) for n, part in enumerate(parts, 1)))
 
 
 def laplacian(f: Function, x: Float[Tensor, " d"]) -> Tensor:
@@ -79,34 +97,47 @@ def laplacian(f: Function, x: Float[Tensor, " d"]) -> Tensor:
 
 
 def gradient(f: Function, x: Float[Tensor, " d"]) -> Tensor:
-    """Return first derivatives along all axes, [*out, d]. Cost: a reverse pass an output."""
+    """Return first derivatives along all axes, [*out, d]. Cost: d + 1 forward passes, or a reverse pass an output."""
+    if x.dim() == 1 and (len(x) <= MANY or isinstance(x, Jet)):
+        coefficients = _sweep(f, x, torch.eye(len(x), dtype=x.dtype, device=x.device), 1)
+        if coefficients is not None:
+            return coefficients[1].movedim(0, -1)
     return jacrev(_right(f, "gradient()"))(x)  # pyright: ignore[reportReturnType]
 
 
 def partial(f: Function, x: Float[Tensor, " d"], *axes: int) -> Tensor:
     """Return a mixed derivative, of the order of the number of axes: ``partial(f, x, 0, 0, 1)`` is f_xxy, [*out].
 
-    Cost: a reverse pass an output for the first axis; each further one doubles it.
+    Cost: forward passes: the product of (order + 1) over the axes; where an operation of f has no rule, a reverse pass
+    for each output and the first axis, and each further one doubles it.
     """
     _require_point("partial()", x)
-    if len(axes) > 1:
-        _warn_of_kinks(f)
+    orders = Counter(range(len(x))[axis] for axis in axes)
+    swept = _mixed(f, x, sorted(orders.items()))
+    return _partial_by_reverse_mode(f, x, axes) if swept is None else swept
 
-    def derive(output: Output) -> Tensor:
-        g: Function = lambda y: output(y)[0]  # noqa: E731
-        for axis in axes:
-            g = _component(grad(g), axis)
-        return g(x)
 
-    if not axes:
+def _mixed(f: Function, x: Tensor, orders: list[tuple[int, int]]) -> Tensor | None:
+    """Return the mixed derivative by sweeps within sweeps, one an axis, or None where an operation has no rule."""
+    if not orders:
         return f(x)
-    derivatives, shape = _by_output(f, x, derive, "partial()")
-    return derivatives.reshape(shape)
+    (axis, order), *rest = orders
+
+    def within(y: Tensor) -> Tensor:
+        derivative = _mixed(f, y, rest)
+        if derivative is None:
+            raise NoRuleError("a derivative within")
+        return derivative
+
+    direction = torch.zeros(1, len(x), dtype=x.dtype, device=x.device)
+    direction[0, axis] = 1
+    coefficients = _sweep(within, x, direction, order, modules=modules_of(f))
+    return None if coefficients is None else coefficients[-1][0] * factorial(order)
 
 
 @contextmanager
 def nested_differentiation() -> Iterator[None]:
-    """Let ``taylor`` and ``laplacian`` do without the sweep, so that it can be compared with."""
+    """Differentiate without sweeps, so that these can be compared with it."""
     token = _sweeping.set(False)
     try:
         yield
@@ -117,6 +148,33 @@ def nested_differentiation() -> Iterator[None]:
 _sweeping = ContextVar("sweeping", default=True)
 
 
+def _sweep(
+    f: Function, x: Tensor, along: Tensor, order: int, collapsed: bool = False, modules: list[nn.Module] | None = None
+) -> list[Tensor] | None:
+    """Return Taylor coefficients of f by order, or None where f has to be differentiated in another way."""
+    if isinstance(x, Jet) and not _sweeping.get():
+        raise x.sweep.refuse("nested differentiation")
+    if not _sweeping.get() or _has_backward_hooks(modules_of(f) if modules is None else modules):
+        return None
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(x.device)] if x.device.type == "cuda" else [])]
+    try:
+        return Sweep(order, len(along), collapsed).run(f, x, along)
+    except Exception:  # of whatever kind: f then raises it again
+        if isinstance(x, Jet):
+            raise
+        torch.set_rng_state(states[0])
+        if states[1:]:
+            torch.cuda.set_rng_state(states[1], x.device)
+        return None
+
+
+def _has_backward_hooks(modules: list[nn.Module]) -> bool:
+    """Whether a hook may change derivatives, which a sweep would not see."""
+    if hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
+        return True
+    return any(module._backward_hooks or module._backward_pre_hooks for module in modules)
+
+
 def _require_point(call: str, x: Tensor, directions: Tensor | None = None) -> None:
     fit = directions is None or (directions.dim() == 2 and directions.shape[1] == x.shape[-1])
     if x.dim() != 1 or not fit:
@@ -124,6 +182,9 @@ def _require_point(call: str, x: Tensor, directions: Tensor | None = None) -> No
             call, "not one point", expected="x [d], and directions [k, d]",
             got=[list(t.shape) for t in (x, directions) if t is not None], fix="Take many points by torch.func.vmap",
         )  # fmt: skip
+
+
+# --- nested reverse mode ----------------------------------------------------------------------------------------------
 
 
 def _component(f: Function, axis: int) -> Function:
@@ -160,29 +221,50 @@ def _by_output(f: Function, x: Tensor, derive: Callable[[Output], Any], call: st
     return vmap(of_one, randomness="same")(units), like.shape
 
 
-def _by_reverse_mode(f: Function, x: Tensor, along: Tensor, sum_second: bool) -> Taylor:
-    """Differentiate reverse over reverse mode."""
+def _by_reverse_mode(f: Function, x: Tensor, along: Tensor, order: int, sum_second: bool, call: str) -> Taylor:
+    """Differentiate along each direction, reverse over reverse mode."""
     _warn_of_kinks(f)
 
-    def derive(output: Output) -> tuple[Tensor, Tensor, Tensor]:
+    def derive(output: Output) -> tuple[Tensor, tuple[Tensor, ...]]:
         def slopes(y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             slope, value = grad(output, has_aux=True)(y)
             first = along @ slope
             return first, (first, value)
 
         bends, (first, value) = jacrev(slopes, has_aux=True)(x)
-        return value, first, (bends * along).sum(1)
+        higher = [vmap(lambda v, n=n: _along(output, x, v, n), randomness="same")(along) for n in range(3, order + 1)]
+        return value, (first, (bends * along).sum(1), *higher)
 
-    (value, first, second), shape = _by_output(f, x, derive, "laplacian()" if sum_second else "taylor()")
-    first, second = first.mT.reshape(-1, *shape), second.mT.reshape(-1, *shape)
-    return Taylor(value[0], first, second.sum(0, keepdim=True) if sum_second else second)
+    (value, parts), shape = _by_output(f, x, derive, call)
+    first, second, *higher = (part.mT.reshape(-1, *shape) for part in parts)
+    return Taylor(value[0], first, second.sum(0, keepdim=True) if sum_second else second, *higher)
+
+
+def _along(output: Output, x: Tensor, v: Tensor, order: int) -> Tensor:
+    """Return the derivative of an order along a direction."""
+    g: Callable[[Tensor], Tensor] = lambda t: output(x + t * v)[0]  # noqa: E731
+    for _ in range(order):
+        g = grad(g)
+    return g(x.new_zeros(()))
+
+
+def _partial_by_reverse_mode(f: Function, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    if len(axes) > 1:
+        _warn_of_kinks(f)
+
+    def derive(output: Output) -> Tensor:
+        g: Function = lambda y: output(y)[0]  # noqa: E731
+        for axis in axes:
+            g = _component(grad(g), axis)
+        return g(x)
+
+    derivatives, shape = _by_output(f, x, derive, "partial()")
+    return derivatives.reshape(shape)
 
 
 def _warn_of_kinks(f: Function) -> None:
     """Warn of activations that have no second derivative."""
-    modules = with_parameters(f, lambda part: [*part.modules()]) if isinstance(f, BoundModule) else ()
-    modules = [*f.modules()] if isinstance(f, nn.Module) else modules
-    kinds = sorted({type(module).__name__ for module in modules if isinstance(module, PIECEWISE_LINEAR)})
+    kinds = sorted({type(module).__name__ for module in modules_of(f) if isinstance(module, PIECEWISE_LINEAR)})
     if kinds:
         text = f"second derivatives of {', '.join(kinds)} are 0: use smooth activations, such as Tanh, in their place"
         warnings.warn(text, stacklevel=4)
@@ -191,89 +273,3 @@ def _warn_of_kinks(f: Function) -> None:
 PIECEWISE_LINEAR = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink, nn.Threshold,
 )  # fmt: skip
-
-
-# --- the sweep ------------------------------------------------------------------------------------------------------
-
-
-def _chain(f: Any) -> list[Callable[[Taylor], Taylor]] | None:
-    """Return f as a chain of rules, or None where it may compute anything else."""
-    if not _computes_what_its_class_says(f):
-        return None
-    if type(f) is nn.Linear:
-        return [_linear(f.weight, f.bias)]
-    if type(f) in SMOOTH:
-        rule = SMOOTH[type(f)]
-        if rule is not None and any(True for _ in f.parameters()):
-            return None
-        return [_elementwise(rule or _by_forward_mode(f))]
-    if type(f) is not nn.Sequential:
-        return None
-    parts = [_chain(part) for part in f]
-    return None if None in parts else [rule for part in parts for rule in part or []]
-
-
-def _computes_what_its_class_says(module: Any) -> bool:
-    """Whether no hook and no method replaced on the instance can change what a module computes."""
-    if not isinstance(module, nn.Module) or _has_any_global_hook():
-        return False
-    kind = type(module)
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    replaced = any(callable(getattr(kind, name, None)) for name in vars(module))
-    return not any(hooks) and not replaced and kind.forward is FORWARDS.get(kind, kind.forward)
-
-
-FORWARDS: dict[type[nn.Module], Any] = {
-    kind: kind.forward for kind in (nn.Sequential, nn.Linear, nn.Tanh)
-}  # as torch has them
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> Callable[[Taylor], Taylor]:
-    def rule(point: Taylor) -> Taylor:
-        parts = [point.value[None], point.first, point.second]
-        value, first, second = (torch.cat(parts) @ weight.mT).split([len(part) for part in parts])
-        return Taylor(value[0] if bias is None else value[0] + bias, first, second)
-
-    return rule
-
-
-Derivatives = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-
-
-def _elementwise(derivatives: Derivatives) -> Callable[[Taylor], Taylor]:
-    def rule(point: Taylor) -> Taylor:
-        value, slope, bend = derivatives(point.value)
-        squares = point.first.square()
-        if len(point.second) != len(squares):
-            squares = squares.sum(0, keepdim=True)
-        return Taylor(value, slope * point.first, slope * point.second + bend * squares)
-
-    return rule
-
-
-def _tanh(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    y = z.tanh()
-    slope = 1 - y * y
-    return y, slope, -2 * y * slope
-
-
-def _by_forward_mode(layer: nn.Module) -> Derivatives:
-    def derivatives(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ones = torch.ones_like(z)
-        once = lambda y: jvp(_right(layer, "taylor()"), (y,), (ones,))  # noqa: E731
-        (value, slope), (_, bend) = jvp(once, (z,), (ones,))[:2]
-        return value, slope, bend
-
-    return derivatives
-
-
-SMOOTH: dict[type[nn.Module], Derivatives | None] = {  # None: by forward mode
-    nn.Tanh: _tanh,
-    nn.Sigmoid: None,
-    nn.SiLU: None,
-    nn.GELU: None,
-    nn.Softplus: None,
-    nn.Mish: None,
-    nn.ELU: None,
-    nn.Identity: None,
-}

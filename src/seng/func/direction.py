@@ -140,7 +140,7 @@ class Directions:
         self.rounding = eps * abs(float(losses.sum())) + last * float(self._lin.r.norm()) + last**2 / 2
         self.largest = None if largest is None else torch.maximum(largest, norms)
         self._columns = torch.ones_like(norms) if self.largest is None else _scales(problem.params, self.largest)
-        if self.largest is not None:
+        if not bool((self._columns == 1).all()):
             rows = rows.scaled(self._columns)
         rest = self._lin.rest
         self._lin = replace(self._lin, rows=rows, rest=None if rest is None else rest * self._columns)

@@ -1,8 +1,9 @@
 """Rows J [n, p]: derivatives of the outputs in all parameters, made in tiles and used as an operator.
 
-A sample's row is a reverse pass of its own, vectorised over samples; for functions that take the whole batch, a reverse
-pass of the batch for each unit vector. Where all rows fit the memory they are held, otherwise each use makes
-them again, and products J v and J^T c never make them at all.
+Functions of one sample whose linear layers can be seen give factors of their rows (``layerwise``), from which tiles
+and products come without differentiating again. Otherwise a sample's row is a reverse pass of its own, vectorised over
+samples, and for functions that take the whole batch, a reverse pass of the batch for each unit vector. Such rows are
+held where all fit the memory; if not, each use makes them again, and products J v and J^T c never make them at all.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from ..errors import MemoryBudgetError
+from .layerwise import Factors, factors_of
 from .ranks import Ranks
 from .terms import Term
 from .trees import Leaves, Params, take
@@ -55,7 +57,8 @@ class Rows:
         lengths: Rows of each rank.
         ranks: How ranks work together.
         hold: Whether all rows of this rank are kept once made.
-        columns: Factor of each parameter's column, or None for 1.
+        factors: Factors of each term's rows, scaled, or None where they have to be made in another way.
+        columns: Factor of each parameter's column, or None for 1; of rows with factors it is in these.
     """
 
     terms: list[Term]
@@ -67,6 +70,7 @@ class Rows:
     lengths: list[int]
     ranks: Ranks
     hold: bool
+    factors: list[Factors] | None = None
     columns: Float[Tensor, " p"] | None = None
 
     @property
@@ -83,7 +87,7 @@ class Rows:
     @cached_property
     def held(self) -> Float[Tensor, "m p"] | None:
         """All rows of this rank, where they are held."""
-        if not self.hold:
+        if not self.hold or self.factors is not None:
             return None
         held = self.leaves[0].new_empty(self.lengths[self.ranks.rank], self.params.size)
         for piece in self.pieces:
@@ -94,6 +98,8 @@ class Rows:
     def squares(self) -> Float[Tensor, "t p"]:
         """Squares of each term's columns, in float64. Cost: n p multiply-adds, and the rows where they are not held."""
         total = self.leaves[0].new_zeros(len(self.terms), self.params.size, dtype=torch.float64)
+        if self.factors is not None:
+            return self.ranks.sum(torch.stack([factors.squares() for factors in self.factors]))
         for k, piece in enumerate(self.pieces):
             total[piece.term] += torch.linalg.vector_norm(self.tile(k), dim=0, dtype=torch.float64).square()
         return self.ranks.sum(total)
@@ -105,11 +111,14 @@ class Rows:
 
     def scaled(self, columns: Float[Tensor, " p"]) -> Rows:
         """Return the rows with each column times a factor. Held rows are scaled in place: do not use these any more."""
-        factors = columns.to(self.leaves[0])
-        rows = replace(self, columns=factors)
+        scales = columns.to(self.leaves[0])
+        if self.factors is None:
+            rows = replace(self, columns=scales)
+        else:
+            rows = replace(self, factors=[factors.scaled(self.params.split(scales)) for factors in self.factors])
         rows.__dict__["squares"] = self.squares * columns.double().square()
         if self.held is not None:
-            rows.__dict__["held"] = self.held.mul_(factors)
+            rows.__dict__["held"] = self.held.mul_(scales)
         return rows
 
     def tile(self, k: int) -> Float[Tensor, "m p"]:
@@ -118,12 +127,19 @@ class Rows:
         if self.held is not None:
             return self.held[piece.start : piece.stop]
         tile = self.leaves[0].new_empty(piece.stop - piece.start, self.params.size)
+        if self.factors is not None:
+            width = self.widths[piece.term]
+            self.factors[piece.term].write(tile, slice(piece.samples[0] * width, piece.samples[1] * width))
+            return tile
         self._write(piece, tile)
         return tile
 
     def mv(self, v: Float[Tensor, " p"]) -> Float[Tensor, " n"]:
         """Return J v. Cost: one forward-mode pass, or m p where rows are held."""
         v = v.to(self.leaves[0].dtype)
+        if self.factors is not None:
+            image = torch.cat([factors.mv(self.params.split(v)) for factors in self.factors])
+            return self.ranks.join(image, self.lengths)
         if self.held is not None:
             return self.ranks.join(self.held @ v, self.lengths)
         tangent = self.params.split(v if self.columns is None else v * self.columns)
@@ -137,6 +153,10 @@ class Rows:
     def rmv(self, c: Float[Tensor, " n"]) -> Float[Tensor, " p"]:
         """Return J^T c. Cost: one reverse pass, or m p where rows are held."""
         c = c[self.own].to(self.leaves[0].dtype)
+        if self.factors is not None:
+            parts = c.split([len(factors) for factors in self.factors])
+            total = [factors.rmv(part) for factors, part in zip(self.factors, parts, strict=True)]
+            return self.ranks.sum(torch.stack(total).sum(0))
         if self.held is not None:
             return self.ranks.sum(self.held.mT @ c)
         total, start = c.new_zeros(self.params.size), 0
@@ -221,4 +241,5 @@ def rows_of(
             start = pieces[-1].stop
     leaves = params.values(dtype)
     cast = [term.in_dtype(dtype) for term in terms]
-    return Rows(cast, scales, widths, params, leaves, pieces, ranks.lengths(m), ranks, hold)
+    factors = factors_of(cast, leaves, widths, scales, memory // 2, max(1, memory // (COPIES * row_bytes)))
+    return Rows(cast, scales, widths, params, leaves, pieces, ranks.lengths(m), ranks, hold, factors)

@@ -97,9 +97,18 @@ class BoundModule:
             )  # fmt: skip
         return value
 
+    def _part(self) -> Any:
+        return self.__part
+
     def _with_parameters(self, fn: Callable[[Any], Any]) -> Any:
         named = {f"module.{name}": value for name, value in self.__parameters.items()}
         return functional_call(_Scope(self.__module), named, (lambda: fn(self.__part),))
+
+
+def modules_of(f: Any) -> list[nn.Module]:
+    """Return the modules that a module, or a part of one, is known to call."""
+    f = f._part() if isinstance(f, BoundModule) else f
+    return [*f.modules()] if isinstance(f, nn.Module) else []
 
 
 def with_parameters(bound: BoundModule, fn: Callable[[Any], Any]) -> Any:
