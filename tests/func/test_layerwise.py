@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import hessian, jvp
 from torch.nn.utils import parametrizations
 
-from seng.func import gradient, laplacian, partial, taylor
+from seng.func import gradient, laplacian, layerwise, partial, taylor
 from seng.func import gram as module
 from seng.func.gram import gram
 from seng.func.problem import problem_of, settings_of
@@ -24,6 +24,11 @@ from .reference import DTYPE, draw, jacobian, network
 
 EXACT = 1e-10  # float64, sums in another order
 N = 7
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "SMALL", 0)
 
 
 def rows_of_residual(residual: Any, params: Any, samples: Any, **options: Any) -> Rows:
@@ -165,6 +170,11 @@ def test_terms_and_pieces_match_one_another(first: int, outputs: int, counts: li
     assert plain.factors is None
     torch.testing.assert_close(gram(rows, DTYPE), gram(plain, DTYPE), rtol=EXACT, atol=EXACT)
     torch.testing.assert_close(rows.squares, plain.squares, rtol=EXACT, atol=EXACT)
+
+
+def test_few_rows_are_made_by_reverse_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "SMALL", 10**6)
+    check(lambda u, x: laplacian(u, x), network(), seen=False)
 
 
 def test_zero_squares_are_exact() -> None:

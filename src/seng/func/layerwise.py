@@ -26,6 +26,7 @@ from .terms import Term
 from .trees import Leaves, take
 
 CACHED = 2**16  # numbers of a block that is used once
+SMALL = 2**19  # numbers of J up to which reverse passes make it sooner
 FEW_PASSES = 8  # up to which squares come from factors sooner than from rows
 DIFFERENTIATION = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
 
@@ -207,7 +208,8 @@ def factors_of(
         memory: Bytes that the factors may take.
         most: Samples at a time.
     """
-    if not all(term.per_sample for term in terms):
+    count = sum(term.count * width for term, width in zip(terms, widths, strict=True))
+    if count * sum(leaf.numel() for leaf in leaves) < SMALL or not all(term.per_sample for term in terms):
         return None
     try:
         one = [_factors(term, leaves, width, 1.0, (0, 1), None) for term, width in zip(terms, widths, strict=True)]
