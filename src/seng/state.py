@@ -277,7 +277,8 @@ def _possible(curvature: Curvature, block: Block, step: int) -> bool:
     scalars = all(x.shape == () for x in (curvature.mean, curvature.peak, curvature.damping))
     rows = all(x is None or x.dim() == 1 for x in (curvature.row_sums, curvature.row_solution))
     counts = 0 <= curvature.samples < 2**63 and 0 <= curvature.step < max(step, 1)
-    sizes = bool(0 <= curvature.mean <= curvature.peak) and bool(curvature.damping > 0)
+    least = curvature.damping >= 0 if curvature.factor is None else curvature.damping > 0  # none: all gradients were 0
+    sizes = bool(0 <= curvature.mean <= curvature.peak) and bool(least)
     alike = {x.dtype for x in solved} == {block.compute_dtype}
     return alike and scalars and rows and counts and sizes and _positive(curvature.state)
 

@@ -17,6 +17,7 @@ from ...blocks import Block, lay_out
 from ...capture import Capture
 from ...config import Options
 from ...curvature import member_io
+from ...errors import ModelError
 from ...types import Product
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -97,6 +98,11 @@ class KFAC(Optimizer):
         options = Options.build("KFAC()", {"damping": damping, "ema": ema, "refresh_every": refresh_every})
         layout = lay_out(model, options, "KFAC()")
         self._blocks = [block for block in layout.blocks.values() if _has_factors(block)]
+        if not self._blocks:
+            raise ModelError(
+                "KFAC()", "no supported layer", expected="a linear layer, or a convolution of one group",
+                got=type(model).__name__, fix="Use another optimizer",
+            )  # fmt: skip
         modules = [block.members[0][0].module for block in self._blocks]
         self._capture = Capture([entry for entry in layout.watched if entry.module in modules], frozenset(), model)
         settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "ema": ema}
