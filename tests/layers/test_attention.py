@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seng import SENG, Preconditioner, verify
+from seng import Preconditioner, verify
 from seng.testing import blocks_of, check_layer
 
 from .draws import examples, option_sets, seeds
 from .samples import check_samples
+from .training import assert_all_of_it_trains
 
 N, S, D = 4, 3, 4
 
@@ -111,14 +112,7 @@ def test_transformer_encoder_is_covered_whole_and_verifies(norm_first: bool, tra
 
     report = verify(model, loss)
     assert report.ok, str(report)
-    optimizer = SENG(model, lr=0.05)
-    first = loss().item()
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-    assert loss().item() < first
-    assert optimizer.coverage().share == 1.0
+    assert_all_of_it_trains(model, loss)
 
 
 def test_sequence_first_transformers_pass_through_by_name():

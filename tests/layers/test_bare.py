@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seng import SENG, Preconditioner, plan, verify
+from seng import Preconditioner, plan, verify
 from seng.errors import OptionError
 from seng.testing import blocks_of
 from seng.types import Rows
+
+from .training import assert_all_of_it_trains
 
 N, S, D = 5, 3, 4
 ALL: dict[str, Any] = {"bare_parameters": ["*"]}
@@ -94,13 +96,8 @@ def test_models_with_bare_parameters_train_and_verify():
     assert report.ok, str(report)
     assert not report.passed_through
     assert {row.name for row in plan(model, x, **ALL).rows} == set(blocks_of(model, **ALL))
-    optimizer, first, own = SENG(model, lr=0.05, **ALL), loss().item(), model.token
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-    assert loss().item() < first
-    assert optimizer.coverage().share == 1.0
+    own = model.token
+    assert_all_of_it_trains(model, loss, **ALL)
     assert model.token is own
 
 

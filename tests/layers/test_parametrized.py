@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
 
-from seng import SENG, Preconditioner, verify
+from seng import Preconditioner, verify
 from seng.testing import check_direction
 
 from .samples import check_samples
+from .training import assert_all_of_it_trains
 
 N = 5
 
@@ -92,13 +93,7 @@ def test_models_with_computed_weights_train_and_verify(wrap: str):
     report = verify(model, loss)
     assert report.ok, str(report)
     assert not report.passed_through
-    optimizer, first = SENG(model, lr=0.05), loss().item()
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-    assert loss().item() < first
-    assert optimizer.coverage().share == 1.0
+    assert_all_of_it_trains(model, loss)
 
 
 def test_computed_tables_pass_through_with_their_reason():
