@@ -8,11 +8,11 @@ unpickled but tensors, with ``weights_only``.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,13 +33,9 @@ from .manifest import PARTIAL, Manifest, Reader, commit, digest_of, read_manifes
 from .optimizer import SENG
 from .preconditioner import Preconditioner
 from .refreshing import move
-from .state import anywhere, relocated, unpack
+from .state import AXES, BLOCKS, TENSOR, anywhere, from_bytes, rejoin, relocated, separate, to_bytes, unpack
 from .wrappers import sharded, unwrap
 
-TENSOR = "$tensor"  # in plain values: the key under which a tensor is kept
-AXES = "$axes"  # beside it: its axes in their order in memory, without which products would round in other ways
-BLOCKS = ("curvature", "carriers")  # parts of a preconditioner's state that are kept block by block
-FORMS = {"fused", "foreach", "capturable", "differentiable"}  # how a base computes, which is each run's own affair
 # ranks read different tensors; before torch had the option it could be asked to do so, with a warning
 _APART: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(load_tensors).parameters else {}
 T = TypeVar("T")
@@ -81,8 +77,8 @@ def save(
     for part in BLOCKS:
         for block, packed in state.pop(part).items():
             key = f"rank{rank}/{part}/{block}::"
-            tensors[f"{key}plain"] = _to_bytes(_flatten(packed, key, tensors))
-    tensors[f"rank{rank}/plain"] = _to_bytes(plain | {"preconditioner": _flatten(state, f"rank{rank}", tensors)})
+            tensors[f"{key}plain"] = to_bytes(_flatten(packed, key, tensors))
+    tensors[f"rank{rank}/plain"] = to_bytes(plain | {"preconditioner": _flatten(state, f"rank{rank}", tensors)})
     folder = Path(folder)
     partial = folder / PARTIAL
 
@@ -235,18 +231,26 @@ class Kept:
     def plains(self, keys: Iterable[str]) -> dict[str, Any]:
         """Return the plain values of several keys."""
         found = self.read({key: self.empty(key) for key in keys})
-        return {key: json.loads(bytes(x.tolist()).decode()) for key, x in found.items()}
+        return {key: from_bytes(x) for key, x in found.items()}
 
     def filled(self, plain: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
         """Return plain values with their tensors.
 
         Args:
-            plain: The values; below each name of ``parameters`` what belongs to it.
-            parameters: By name, how its tensors are cut.
+            plain: The values, by name.
+            parameters: By name, the parameter that tensors below it are cut like.
         """
-        wanted = _tensor_keys(plain, None, parameters or {})
-        found = self.read({key: self.empty(key, *how) for key, how in wanted.items()})
-        return _fill(plain, found)
+        rooms: dict[str, Tensor] = {}
+
+        def room(entry: dict[str, Any], like: Tensor | None = None) -> Tensor:
+            key = entry[TENSOR]
+            return rooms[key] if key in rooms else rooms.setdefault(key, self.empty(key, like, entry.get(AXES)))
+
+        like = parameters or {}
+        found = {name: rejoin(own, partial(room, like=like.get(name))) for name, own in plain.items()}
+        if rooms:
+            self.read(rooms)
+        return found
 
 
 def _parts_of(optimizer: SENG | Preconditioner) -> tuple[Preconditioner, list[Optimizer]]:
@@ -288,48 +292,26 @@ def _as_state_dict(base: Optimizer, kept: Kept, saved: Any, parameters: Mapping[
     if wanted != got:
         raise refusal("the base has other groups of parameters", str(wanted)[:200], str(got)[:200])
     place = {name: k for k, name in enumerate(name for group in wanted for name in group)}
-    filled = kept.filled(saved, parameters)
-    groups = [
-        {**group, **{key: mine[key] for key in FORMS & mine.keys()}, "params": [place[name] for name in mine["params"]]}
-        for mine, group in zip(own, filled["groups"], strict=True)
-    ]
-    return {"state": {place[name]: held for name, held in filled["state"].items()}, "param_groups": groups}
+    state = kept.filled(saved["state"], parameters)
+    groups = kept.filled({"groups": saved["groups"]})["groups"]
+    for group in groups:
+        group["params"] = [place[name] for name in group["params"]]
+    return {"state": {place[name]: held for name, held in state.items()}, "param_groups": groups}
 
 
 def _flatten(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """Return plain values, tensors moved to ``tensors`` under keys of their place."""
-    if isinstance(value, Tensor):
-        tensors[key] = value.detach()
-        axes = sorted(range(value.dim()), key=lambda axis: -value.stride(axis))
-        in_order = not value.is_contiguous() and value.permute(axes).is_contiguous()
+    """Return plain values, tensors moved to ``tensors`` under keys of their place.
+
+    Beside a tensor stand its axes in their order in memory, without which products would round in other ways.
+    """
+
+    def put(key: str, x: Tensor) -> dict[str, Any]:
+        tensors[key] = x.detach()
+        axes = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+        in_order = not x.is_contiguous() and x.permute(axes).is_contiguous()
         return {TENSOR: key, AXES: axes} if in_order else {TENSOR: key}
-    if isinstance(value, Mapping):
-        return {name: _flatten(item, f"{key}/{name}", tensors) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_flatten(item, f"{key}/{k}", tensors) for k, item in enumerate(value)]
-    return value
 
-
-def _tensor_keys(plain: Any, like: Tensor | None, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
-    """Return the keys of the tensors in plain values, each with the parameter it belongs to and its axes."""
-    if isinstance(plain, dict) and TENSOR in plain:
-        return {plain[TENSOR]: (like, plain.get(AXES))}
-    found: dict[str, tuple[Any, ...]] = {}
-    for name, item in plain.items() if isinstance(plain, dict) else ():
-        found |= _tensor_keys(item, parameters.get(name, like), parameters)
-    for item in plain if isinstance(plain, list) else ():
-        found |= _tensor_keys(item, like, parameters)
-    return found
-
-
-def _fill(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(plain, dict):
-        return tensors[plain[TENSOR]] if TENSOR in plain else {k: _fill(v, tensors) for k, v in plain.items()}
-    return [_fill(item, tensors) for item in plain] if isinstance(plain, list) else plain
-
-
-def _to_bytes(plain: Any) -> Tensor:
-    return torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)
+    return separate(value, put, key)
 
 
 def _require_finite(names: Mapping[Tensor, str]) -> None:

@@ -22,16 +22,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .state import refusal, relocated
+from .state import AXES, BLOCKS, TENSOR, from_bytes, refusal, rejoin, relocated, separate, to_bytes
 
 OWN = "seng"  # in a parameter's state: the preconditioner's part
 PLAIN = "plain"  # in that: the plain values, those of a new optimizer, too
 HELD = "held"  # beside them: the plain values of the block's curvature, where there is any
-TENSOR = "$tensor"  # in those: the key of the tensor in this place
-AXES = "$axes"  # beside it: the number of its axes
 ROOM, ROOM_PER_BLOCK = 2**12, 64  # bytes for step, seed and counters; for what ranks say of a block beside its name
 MULTIPLE = 2**8  # of bytes, for plain values of curvature: larger numbers need no more of them
-BLOCKS = ("curvature", "carriers")  # what a preconditioner's state holds by block
 
 
 class BaseStates(MutableMapping[Any, Any]):
@@ -103,7 +100,7 @@ def merged(
     for k, (block, (place, device)) in enumerate(places.items()):
         plain = {"block": block} if k else {"block": block, "common": common}
         own = {part: preconditioner[part][block] for part in BLOCKS if block in preconditioner[part]}
-        encoded = {PLAIN: _to_bytes(plain, 1 if k else room, device), **(_encode(own, device) if own else {})}
+        encoded = {PLAIN: to_bytes(plain, 1 if k else room).to(device), **(_encode(own, device) if own else {})}
         state[place] = {**state[place], OWN: encoded}
     return {"state": state, "param_groups": groups}
 
@@ -159,41 +156,23 @@ def _encode(value: Any, device: torch.device) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            key = f"tensor{len(tensors)}"
-            tensors[key] = value if value.dim() else value.reshape(1)
-            return {TENSOR: key, AXES: value.dim()}
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    def put(_: str, x: Tensor) -> dict[str, Any]:
+        key = f"tensor{len(tensors)}"
+        tensors[key] = x if x.dim() else x.reshape(1)
+        return {TENSOR: key, AXES: x.dim()}
 
-    return {HELD: _to_bytes(plain(value), MULTIPLE, device), **tensors}
-
-
-def _to_bytes(plain: Any, multiple: int, device: torch.device) -> Tensor:
-    text = json.dumps(plain).encode()
-    text = text.ljust(-(-len(text) // multiple) * multiple)  # JSON may end in blanks
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+    return {HELD: to_bytes(separate(value, put), MULTIPLE).to(device), **tensors}
 
 
 def _decode(encoded: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``merged`` keeps with a block, without curvature where some of it is missing."""
 
-    def whole(value: Any) -> Any:
-        if isinstance(value, dict) and TENSOR in value:
-            tensor = encoded[value[TENSOR]]
-            return tensor if value[AXES] else tensor.reshape(())
-        if isinstance(value, dict):
-            return {key: whole(item) for key, item in value.items()}
-        return [whole(item) for item in value] if isinstance(value, list) else value
+    def get(entry: dict[str, Any]) -> Tensor:
+        tensor = encoded[entry[TENSOR]]
+        return tensor if entry[AXES] else tensor.reshape(())
 
-    own = _from_bytes(encoded[PLAIN])
+    own = from_bytes(encoded[PLAIN])
     try:
-        return own | (whole(_from_bytes(encoded[HELD])) if HELD in encoded else {})
+        return own | (rejoin(from_bytes(encoded[HELD]), get) if HELD in encoded else {})
     except KeyError:  # no room was made for a tensor
         return own
-
-
-def _from_bytes(x: Tensor) -> Any:
-    return json.loads(bytes(x.tolist()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, cast
@@ -23,6 +24,9 @@ from .wrappers import own_part
 
 TYPES: dict[str, Any] = {"Curvature": Curvature, "Place": Place}
 VERSION = 1
+BLOCKS = ("curvature", "carriers")  # parts of a state that are kept block by block
+TENSOR = "$tensor"  # in plain values: the key of the tensor in this place
+AXES = "$axes"  # beside it: what says how its axes lie
 MOST_RANKS = 2**16
 MOST_VALUES, DEEPEST = 10**6, 50  # values and levels of containers in a state
 PLAIN: dict[str, type] = {"step": int, "last_refresh": int, "seed": int, "counters": dict, "curvature": dict}
@@ -201,6 +205,41 @@ def pack(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(pack(item) for item in value)
     return _alone(value) if isinstance(value, Tensor) else value
+
+
+def separate(value: Any, put: Callable[[str, Tensor], dict[str, Any]], key: str = "") -> Any:
+    """Return plain values that JSON can hold.
+
+    Args:
+        value: Mappings, sequences, tensors and plain values.
+        put: Given the place of a tensor and the tensor, returns what stands for it, under ``TENSOR`` first.
+        key: The place of ``value``.
+    """
+    if isinstance(value, Tensor):
+        return put(key, value)
+    if isinstance(value, Mapping):
+        return {name: separate(item, put, f"{key}/{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [separate(item, put, f"{key}/{k}") for k, item in enumerate(value)]
+    return value
+
+
+def rejoin(plain: Any, get: Callable[[dict[str, Any]], Tensor]) -> Any:
+    """Undo ``separate``: ``get`` returns the tensor that a mapping stands for."""
+    if isinstance(plain, dict):
+        return get(plain) if TENSOR in plain else {name: rejoin(item, get) for name, item in plain.items()}
+    return [rejoin(item, get) for item in plain] if isinstance(plain, list) else plain
+
+
+def to_bytes(plain: Any, multiple: int = 1) -> Tensor:
+    """Return plain values as JSON in a tensor of bytes, padded with blanks to a multiple."""
+    text = json.dumps(plain).encode()
+    return torch.frombuffer(bytearray(text.ljust(-(-len(text) // multiple) * multiple)), dtype=torch.uint8)
+
+
+def from_bytes(x: Tensor) -> Any:
+    """Undo ``to_bytes``."""
+    return json.loads(bytes(x.tolist()))
 
 
 def _alone(x: Tensor) -> Tensor:
