@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .state import AXES, BLOCKS, TENSOR, from_bytes, refusal, rejoin, relocated, separate, to_bytes
+from .state import AXES, BLOCKS, TENSOR, from_bytes, refusal, rejoin, relocated, require_bounded, separate, to_bytes
 
 OWN = "seng"  # in a parameter's state: the preconditioner's part
 PLAIN = "plain"  # in that: the plain values, those of a new optimizer, too
@@ -65,6 +65,52 @@ class BaseStates(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(list(iter(self)))
+
+
+def whole_state(
+    bases: Sequence[Optimizer], preconditioner: Mapping[str, Any], places: Mapping[str, tuple[int, torch.device]]
+) -> dict[str, Any]:
+    """Return the state of bases and preconditioner: each part's own, and all of it as ``torch.optim`` lays it out.
+
+    Args:
+        bases: The bases; those that have a form of their own for their states have it alone.
+        preconditioner: Its state.
+        places: Number and device of each block's first parameter.
+    """
+    own = [base.state_dict() for base in bases]
+    if not all({"state", "param_groups"} <= base.keys() for base in own):
+        return {"bases": own, "preconditioner": preconditioner}
+    own = numbered(own)
+    return {"bases": own, "preconditioner": preconditioner, **merged(own, preconditioner, places)}
+
+
+def parts_of(
+    state: Any, bases: Sequence[Optimizer], places: Mapping[str, tuple[int, torch.device]], layout: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    """Undo ``whole_state``, from either form alone, too: return the bases' state dicts and the preconditioner's.
+
+    Raises:
+        StateError: The state is of no SENG, of other bases or of another model, or its two forms differ.
+    """
+    keys = set(state) if isinstance(state, dict) else set()
+    own, torchs = {"bases", "preconditioner"}, {"state", "param_groups"}
+    require_bounded(state)
+    if not (own <= keys or (torchs <= keys and not own & keys)):
+        got = sorted(map(str, keys)) if isinstance(state, dict) else type(state).__name__
+        raise refusal("not a whole state of seng", f"keys {sorted(own)} or {sorted(torchs)}", got)
+    if not own <= keys:
+        return split(state, bases, layout)
+    states, preconditioner = state["bases"], state["preconditioner"]
+    if not isinstance(states, list) or len(states) != len(bases):
+        got = len(states) if isinstance(states, list) else type(states).__name__
+        raise refusal("other base optimizers", f"{len(bases)} states", got)
+    if isinstance(preconditioner, dict) and preconditioner.get("layout", layout) != layout:
+        raise refusal("a state of another model", layout, preconditioner["layout"])
+    if torchs & keys:
+        given = {key: state.get(key) for key in torchs}
+        if not alike(merged(numbered(states), preconditioner, places), given):
+            raise refusal("its two forms differ", f"the same in {sorted(own)} and {sorted(torchs)}", "another")
+    return states, preconditioner
 
 
 def numbered(bases: Sequence[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ from .groups import add_group
 from .loading import load_base, sound
 from .muon import AUXILIARY_LR, hidden_matrices, muon
 from .rehearsal import rehearsable, require_no_closure, require_steps, taken_back
-from .settings import BaseSettings, value_of
+from .settings import LEARNING_RATES, BaseSettings
 
 __all__ = [
     "AUXILIARY_LR",
@@ -28,11 +28,9 @@ __all__ = [
     "rehearsable",
     "sound",
     "taken_back",
-    "value_of",
 ]
 
 BASES: dict[str, Callable[[nn.Module, BaseSettings], list[Optimizer]]] = {"sgd": sgd, "adamw": adamw, "muon": muon}
-LEARNING_RATES = {"sgd": 0.1, "adamw": 0.003, "muon": 0.02}  # where none is given; factories set their own
 
 
 def build_bases(
