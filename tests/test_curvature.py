@@ -29,7 +29,7 @@ from seng.curvature import (
     to_message,
 )
 from seng.estimators import Choice, Form, Operator, Truncated
-from seng.planner import solver_for
+from seng.planning.choice import solver_for
 from seng.solve import EigenState
 from seng.types import Product
 

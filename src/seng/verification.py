@@ -17,7 +17,8 @@ from .capture import Capture, Captured
 from .curvature import as_captured, block_io
 from .errors import ModelError, OrderError
 from .hooks import paused
-from .preflight import checked_options, untouched_buffers
+from .planning.report import checked_options
+from .planning.shapes import untouched_buffers
 from .wrappers import unwrap
 
 ROUNDINGS = 1e3  # of the captured dtype that sums over samples and positions may add up to

@@ -19,7 +19,7 @@ from ..distributed.wire import parcel_bytes
 from ..errors import MemoryBudgetError
 from ..estimators import Choice
 from ..gradient_check import COLUMNS
-from ..planner import choose_all
+from ..planning.choice import choose_all
 from ..sizes import Size
 from ..sketch import generator_for
 from ..types import LayerIO

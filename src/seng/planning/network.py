@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from ..distributed.plan import AGREEMENT, Load, Plan
+from ..distributed.wire import BUCKET
 from ..errors import choose
-from .plan import AGREEMENT, Load, Plan
-from .wire import BUCKET
 
 
 @dataclass(frozen=True)

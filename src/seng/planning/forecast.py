@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import lay_out
-from .config import Options
-from .curvature import member_io
-from .distributed import STRATEGIES
-from .distributed.parcels import frame_of
-from .distributed.plan import Rates
-from .distributed.ranks import Ranks
-from .distributed.timing import Forecast, Machine, Network, forecast, plain
-from .distributed.wire import Wire
-from .preflight import captured_shapes, plan
-from .refreshing import Sharing
-from .refreshing.sharing import Census
-from .wrappers import unwrap
+from ..blocks import lay_out
+from ..config import Options
+from ..curvature import member_io
+from ..distributed import STRATEGIES
+from ..distributed.parcels import frame_of
+from ..distributed.plan import Rates
+from ..distributed.ranks import Ranks
+from ..distributed.wire import Wire
+from ..refreshing import Sharing
+from ..refreshing.sharing import Census
+from ..wrappers import unwrap
+from .network import Forecast, Machine, Network, forecast, plain
+from .report import plan
+from .shapes import captured_shapes
 
 FORWARD_AND_BACKWARD = 1.5  # operations of both, as a multiple of the backward pass's
 
