@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
@@ -27,8 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.optim import Optimizer
 
 from .bases import sound
-from .distributed import several_ranks
-from .errors import RankError, SengError, StateError
+from .distributed import Communicator, ranks_present, several_ranks
+from .errors import SengError, StateError
 from .manifest import PARTIAL, Manifest, Reader, commit, digest_of, read_manifest, refusal, stage
 from .optimizer import SENG
 from .preconditioner import Preconditioner
@@ -38,9 +37,9 @@ from .wrappers import sharded, unwrap
 
 # ranks read different tensors; before torch had the option it could be asked to do so, with a warning
 _APART: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(load_tensors).parameters else {}
-T = TypeVar("T")
 SAVE, LOAD = "checkpoints.save()", "checkpoints.load()"
 # what values of other types or shapes than ``save`` wrote lead to
+T = TypeVar("T")
 _UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
@@ -94,7 +93,7 @@ def save(
         metadata = save_tensors(tensors, checkpoint_id=str(partial))
     written = [path.name for path in partial.glob(f"__{rank}_*")] + [".metadata"] * (rank == 0)
     own = _agreed(SAVE, lambda: {name: digest_of(partial / name) for name in written})
-    digests = {name: digest for part in _gathered(SAVE, own) for name, digest in part.items()}
+    digests = {name: digest for part in Communicator.among_all(call=SAVE).gather(own) for name, digest in part.items()}
     _agreed(SAVE, lambda: commit(folder, metadata, digests) if rank == 0 else None)
 
 
@@ -329,43 +328,25 @@ def _diverged(problem: str, got: str) -> StateError:
 
 def _agreed(call: str, act: Callable[[], T]) -> T:
     """Return what ``act`` gives; an error on one rank is raised on all of them. A collective call."""
-    try:
-        own, error = act(), None
-    except SengError as found:
-        own, error = None, found
-    except OSError as found:
-        expected, fix = "files to read and write", "Make room or correct permissions, or choose another folder"
-        error = StateError(call, "the folder cannot be used", expected=expected, got=str(found), fix=fix)
-        own = None
-    for other in (error, *_gathered(call, error)):  # this rank's own first
-        if other is not None:
-            raise other
-    return cast("T", own)
 
+    def acted() -> T:
+        try:
+            return act()
+        except OSError as error:
+            expected, fix = "files to read and write", "Make room or correct permissions, or choose another folder"
+            raise StateError(call, "the folder cannot be used", expected=expected, got=str(error), fix=fix) from error
 
-def _gathered(call: str, value: T) -> list[T]:
-    """Return the value of every rank. A collective call."""
-    if not several_ranks():
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    with _torch_errors(call):
-        dist.all_gather_object(found, value)
-    return found
+    return Communicator.among_all(call=call).agreed(acted)
 
 
 @contextmanager
 def _torch_errors(call: str) -> Iterator[None]:
     """Turn what torch.distributed says of files that fail and of ranks that are gone into errors of ours."""
     try:
-        yield
+        with ranks_present(call) if several_ranks() else nullcontext():
+            yield
     except CheckpointException as error:  # which is no Exception
         rank, (cause, _) = next(iter(error.failures.items()))
         got = f"rank {rank}: {type(cause).__name__}: {cause}"
         fix = "Look at the disk and the folder's permissions; an earlier checkpoint is as it was"
         raise StateError(call, "files cannot be read or written", expected="whole files", got=got, fix=fix) from cause
-    except RuntimeError as error:
-        if not several_ranks():
-            raise
-        expected, fix = "every rank at the same call", "Look for the first rank that failed, and resume"
-        got = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankError(call, "the ranks cannot reach each other", expected=expected, got=got, fix=fix) from error

@@ -8,17 +8,18 @@ from ..distribution import Distributed
 from ..errors import OptionError, choose
 from .auto import Auto
 from .base import Batch, Strategy, Updates
+from .communicator import Communicator, ranks_present, running, several_ranks
 from .local import Local
 from .plan import RATES, Load, Plan, cheapest
 from .sharded import Sharded
 from .whole import Global
-from .wire import ranks_present, running, several_ranks
 
 __all__ = [
     "RATES",
     "STRATEGIES",
     "Auto",
     "Batch",
+    "Communicator",
     "Global",
     "Load",
     "Local",

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..wrappers import Cut
+from .communicator import Communicator, several_ranks
 from .plan import RATES, Load, Plan, Rates
-from .wire import Spec, several_ranks
+from .wire import Spec
 
 T = TypeVar("T")
 
@@ -47,7 +48,7 @@ class Updates(ABC):
 class Strategy:
     """One process: every rank keeps to itself.
 
-    Laws every subclass obeys: ``together``, ``everyones``, ``census``, ``exchange``, ``spread``, ``tables`` and what
+    Laws every subclass obeys: ``together``, ``census``, ``exchange``, ``spread``, ``tables`` and what
     ``updates`` gives are collective calls, made in the same order by all ranks; an error raised inside ``together`` on
     one rank is an error on all before anything else is sent; after ``Updates.finish`` all ranks hold the same
     directions, bit for bit.
@@ -56,6 +57,7 @@ class Strategy:
         name: Key of the table.
         pooled: Whether one curvature has the samples of all ranks behind it.
         several: Whether directions travel between ranks.
+        wire: Collective calls between the ranks.
         rank: This rank.
         world: Number of ranks.
         plan: Who does what; made at the first refresh.
@@ -67,6 +69,7 @@ class Strategy:
 
     def __init__(self, wire_dtype: torch.dtype | None = None):
         self.wire_dtype = wire_dtype
+        self.wire = Communicator()
         self.rank, self.world = 0, 1
         self.plan = Plan("none", 1)
         self.device = torch.device("cpu")
@@ -96,10 +99,6 @@ class Strategy:
     def census(self, numbers: Sequence[int]) -> list[list[int]]:
         """Return every rank's numbers."""
         return [list(numbers)]
-
-    def everyones(self, own: object) -> list[object]:
-        """Return every rank's object. A collective call, for what is rare."""
-        return [own]
 
     def arrange(self, loads: Mapping[str, Load], interval: int, overhead: int, budget: int | None) -> Plan:
         """Return who does what. Pure: the same on all ranks for the same numbers."""

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..wrappers import Cut
 from .base import Updates
+from .communicator import Communicator, Pending
 from .plan import Load, Plan, plan_dealt
 from .ranks import Ranks
 from .shards import Reassembled
-from .wire import Pending, Spec, Wire, buckets, pack, parcel_bytes, unpack
+from .wire import Spec, buckets, pack, parcel_bytes, unpack
 
 
 class Dealt(Ranks):
@@ -55,7 +56,7 @@ class Dealt(Ranks):
             flat = pack([own[name] for name in names], announced, self.device)
         else:
             flat = torch.empty(parcel_bytes(announced), dtype=torch.uint8, device=self.device)
-        wait = self.wire.send_from(rank, flat, "solutions")
+        wait = self.wire.start_broadcast(rank, flat, "solutions")
         return {name: lambda k=k: unpack(wait(), announced)[k] for k, name in enumerate(names)}
 
     def updates(
@@ -72,7 +73,7 @@ class _FromOwners(Updates):
 
     def __init__(
         self,
-        wire: Wire,
+        wire: Communicator,
         gradients: Mapping[str, Sequence[Tensor]],
         owners: Mapping[str, int],
         device: torch.device,
@@ -105,7 +106,7 @@ class _FromOwners(Updates):
                 flat = pack((x for name in names for x in self._gradients[name]), specs, self._device)
             else:
                 return
-            self._sent.append(self._wire.send_from(rank, flat, "directions"))
+            self._sent.append(self._wire.start_broadcast(rank, flat, "directions"))
 
     def finish(self, holders: Mapping[str, int]) -> None:
         self._go(wait=True)

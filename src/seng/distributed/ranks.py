@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .agreement import agree, tell_of_error
 from .base import Batch, Strategy
-from .wire import Pending, Spec, Wire, buckets, pack, parcel_bytes, unpack
+from .communicator import Communicator, Pending
+from .wire import Spec, buckets, pack, parcel_bytes, unpack
 
 T = TypeVar("T")
 
@@ -20,9 +21,9 @@ class Ranks(Strategy):
 
     several = True
 
-    def __init__(self, wire_dtype: torch.dtype | None = None, wire: Wire | None = None):
+    def __init__(self, wire_dtype: torch.dtype | None = None, wire: Communicator | None = None):
         super().__init__(wire_dtype)
-        self.wire = wire or Wire(wire_dtype)
+        self.wire = wire or Communicator.among_all(dtype=wire_dtype, own_group=True)
         self.rank, self.world = self.wire.rank, self.wire.world
 
     def current(self, name: str) -> bool:
@@ -45,13 +46,10 @@ class Ranks(Strategy):
 
     def census(self, numbers: Sequence[int]) -> list[list[int]]:
         own = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-        return self.wire.everyones(own, "census").tolist()
-
-    def everyones(self, own: object) -> list[object]:
-        return self.wire.objects(own)
+        return self.wire.all_gather(own, "census").tolist()
 
     def tables(self, own: Tensor, purpose: str) -> Tensor:
-        return self.wire.everyones(own.to(self.device), purpose).to(own.device)
+        return self.wire.all_gather(own.to(self.device), purpose).to(own.device)
 
     def exchange(
         self, own: Mapping[str, Callable[[], list[Tensor]]], specs: Mapping[str, list[list[Spec]]]
@@ -81,7 +79,7 @@ class Ranks(Strategy):
             else:
                 total = sum(sizes[name][rank] for name in names)
                 flat = torch.empty(total, dtype=torch.uint8, device=self.device)
-            waits.append(self.wire.send_from(rank, flat, "samples") if len(flat) else lambda flat=flat: flat)
+            waits.append(self.wire.start_broadcast(rank, flat, "samples") if len(flat) else lambda flat=flat: flat)
 
         def take(name: str) -> list[list[Tensor]]:
             found = []
@@ -104,7 +102,7 @@ class Ranks(Strategy):
         flat = self._packed([name for theirs in by_owner for name in theirs], own, specs)
         sent = [sum(sizes[name][self.rank] for name in theirs) for theirs in by_owner]
         due = [sum(sizes[name][rank] for name in mine) for rank in range(self.world)]
-        wait = self.wire.deal(flat, sent, due, "samples")
+        wait = self.wire.start_all_to_all(flat, sent, due, "samples")
 
         def take(name: str) -> list[list[Tensor]]:
             parts = wait().split(due)

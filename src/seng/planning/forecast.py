@@ -12,10 +12,10 @@ from ..blocks import lay_out
 from ..config import Options
 from ..curvature import member_io
 from ..distributed import STRATEGIES
+from ..distributed.communicator import Communicator
 from ..distributed.parcels import frame_of
 from ..distributed.plan import Rates
 from ..distributed.ranks import Ranks
-from ..distributed.wire import Wire
 from ..refreshing import Sharing
 from ..refreshing.sharing import Census
 from ..wrappers import unwrap
@@ -82,7 +82,7 @@ def on_paper(world: int, options: Options, rates: Rates) -> list[Ranks]:
     asked = options.distributed.wire_dtype
     wire_dtype = None if asked is None else getattr(torch, asked)
     kinds = [kind for kind in STRATEGIES.values() if issubclass(kind, Ranks)]
-    found = [kind(wire_dtype, Wire(wire_dtype, world)) for kind in kinds]
+    found = [kind(wire_dtype, Communicator(0, world, dtype=wire_dtype)) for kind in kinds]
     for strategy in found:
         strategy.given_rates = rates
     return found

@@ -41,7 +41,7 @@ def go_on(refreshes: Refreshes, last_refresh: int, captured: int) -> tuple[bool,
     moved = sharing.moved(held, thin.carriers)
     means = {name: float(held[name].mean) for name in moved.sources} if moved else {}
     own = Standing(moved and moved.place, last_refresh, means, captured)
-    everyone: Sequence[Standing] = sharing.strategy.everyones(own)  # type: ignore[assignment]
+    everyone = sharing.strategy.wire.gather(own)
     if moved is not None and fit_together(everyone):
         sharing.go_on_from(moved.place)
         refreshes.curvature = {name: held[name] for name in moved.sources}
