@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from seng import BASES, SENG, DenseThenSparse, Exponential, Options, Preconditioner
 from seng.errors import StateError
 from seng.estimators import ESTIMATORS, Choice
+from seng.packed import TYPES, pack, unpack
 from seng.planning import choice as choices
 from seng.planning.choice import choose_block
 from seng.sizes import Size
 from seng.sketch import SKETCHES
-from seng.state import TYPES, pack, unpack
 
 from .runs import backward, batch, frozen, perceptron, snapshot, train
 from .unsupported import Slope

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .state import AXES, BLOCKS, TENSOR, from_bytes, refusal, rejoin, relocated, require_bounded, separate, to_bytes
+from .packed import AXES, TENSOR, from_bytes, refusal, rejoin, require_bounded, separate, to_bytes
+from .state import BLOCKS, relocated
 
 OWN = "seng"  # in a parameter's state: the preconditioner's part
 PLAIN = "plain"  # in that: the plain values, those of a new optimizer, too

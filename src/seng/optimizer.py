@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from .bases import BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back
 from .config import OptionKeywords, Options, shows_options
 from .diagnostics import Coverage, LayerStats
-from .errors import OrderError, SengError
+from .errors import OrderError
 from .events import few
 from .optim_state import BaseStates, parts_of, whole_state
+from .packed import readable
 from .preconditioner import Preconditioner
-from .state import refusal, relocated
+from .state import relocated
 from .wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -244,16 +245,15 @@ class SENG(Optimizer):
         """
         before = [dict(vars(base)) for base in self.bases]
         try:
-            bases, preconditioner = parts()
-            for base, state in zip(self.bases, bases, strict=True):
-                load_base(base, state)
-            self.preconditioner.load_state_dict(preconditioner)
-        except Exception as error:
+            with readable():
+                bases, preconditioner = parts()
+                for base, state in zip(self.bases, bases, strict=True):
+                    load_base(base, state)
+                self.preconditioner.load_state_dict(preconditioner)
+        except Exception:
             for base, held in zip(self.bases, before, strict=True):
                 vars(base).clear()
                 vars(base).update(held)
-            if isinstance(error, SengError):
-                raise
-            raise refusal("it cannot be read", "its own state", f"{type(error).__name__}: {error}") from error
+            raise
         finally:
             self._share_groups()

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checks import is_number
-from ..state import FORMS, anywhere, refusal
+from ..packed import anywhere, refusal
 from ..wrappers import own_part
 from .rehearsal import rehearsable, rehearse
 from .settings import value_of
+
+FORMS = frozenset({"fused", "foreach", "capturable", "differentiable"})  # how a base computes: each run's own affair
 
 
 def load_base(base: Optimizer, state: Mapping[str, Any]) -> None:
