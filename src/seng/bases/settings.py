@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..checks import is_number, plain
+from ..checks import is_number, plain, require
 from ..errors import OptionError
 
 LEARNING_RATES = {"sgd": 0.1, "adamw": 0.003, "muon": 0.02}  # where none is given; factories set their own
@@ -42,12 +42,14 @@ class BaseSettings:
             OptionError: A setting is out of range, or a factory stands beside a learning rate.
         """
         lr, momentum, weight_decay = plain(lr), plain(momentum), plain(weight_decay)
-        _require("lr", lr, lr is None or _in_range(value_of(lr)), "a number >= 0, or None for the base's default")
-        _require("momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
-        _require("weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
-        _require("nesterov", nesterov, isinstance(nesterov, bool), "True or False")
-        _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
-        _require("base_options", extra, isinstance(extra, dict | None), "a dict or None")
+        require(
+            "SENG()", "lr", lr, lr is None or _in_range(value_of(lr)), "a number >= 0, or None for the base's default"
+        )
+        require("SENG()", "momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
+        require("SENG()", "weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
+        require("SENG()", "nesterov", nesterov, isinstance(nesterov, bool), "True or False")
+        require("SENG()", "nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
+        require("SENG()", "base_options", extra, isinstance(extra, dict | None), "a dict or None")
         if callable(base) and lr is not None:
             raise OptionError(
                 "SENG()", "lr does not go with a factory", expected="None", got=lr,
@@ -71,8 +73,3 @@ def held_by_bases(model: nn.Module) -> list[nn.Parameter]:
 
 def _in_range(value: Any, high: float = float("inf")) -> bool:
     return is_number(value) and 0 <= value < high
-
-
-def _require(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise OptionError("SENG()", f"{name} out of range", expected=expected, got=value, fix=f"Pass {name} in range")
