@@ -20,16 +20,13 @@ from seng.curvature import (
     Solution,
     damping_at,
     draft,
-    from_message,
     hold,
-    message_size,
-    read_heads,
     refresh,
     solve,
-    to_message,
 )
 from seng.estimators import Choice, Form, Operator, Truncated
 from seng.planning.choice import solver_for
+from seng.refreshing.solutions import from_message, message_size, read_heads, to_message
 from seng.solve import EigenState
 from seng.types import Product
 

@@ -4,7 +4,6 @@ from .facts import Facts
 from .moving import Move, Place, move
 from .reach import Reach, bounds_passing
 from .refresh import Refresh, Refreshes
-from .resuming import go_on
 from .sharing import Members, Sharing
 from .thin import Carriers, ThinCorrections
 
@@ -20,6 +19,5 @@ __all__ = [
     "Sharing",
     "ThinCorrections",
     "bounds_passing",
-    "go_on",
     "move",
 ]

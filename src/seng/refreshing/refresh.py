@@ -11,9 +11,10 @@ from ..curvature import BlockParts, Curvature, Pool, factor_of, refresh
 from ..direction import solve_rows
 from ..errors import BatchError, OrderError
 from ..solve import FactorisationError
-from .dealing import refresh_shared
+from .moving import Standing, fit_together
 from .reach import Reach
 from .sharing import Incoming, Members, Sharing
+from .solutions import refresh_shared
 from .thin import ThinCorrections
 
 Span = Callable[[str], AbstractContextManager[Any]]
@@ -81,6 +82,33 @@ class Refreshes:
                 self._put_off(rows[sharing.strategy.rank], alone=True)
         self._count_unused({name for own in census.frames for name in own} | set(refused))
         return Refresh(self, sharing.exchange(census, members, step), step)
+
+    def go_on(self, last_refresh: int, captured: int) -> tuple[bool, bool]:
+        """Go on with the curvature held where every rank can; else let go of it on all. A collective call.
+
+        Args:
+            last_refresh: Step of its refresh, -1 before the first.
+            captured: The samples that this rank has captured, -1 where its layers were not listened to.
+
+        Returns:
+            Whether the curvature stays, and whether a refresh can follow at once.
+        """
+        sharing, held, thin = self.sharing, self.curvature, self.thin
+        moved = sharing.moved(held, thin.carriers)
+        means = {name: float(held[name].mean) for name in moved.sources} if moved else {}
+        own = Standing(moved and moved.place, last_refresh, means, captured)
+        everyone = sharing.strategy.wire.gather(own)
+        if moved is not None and fit_together(everyone):
+            sharing.go_on_from(moved.place)
+            self.curvature = {name: held[name] for name in moved.sources}
+            thin.carriers = {name: thin.carriers[name] for name in moved.place.thin}
+        else:
+            moved = None
+            sharing.start_anew()
+            self.curvature, thin.carriers = {}, {}
+        self.reach.restore(self.curvature)
+        captures = [standing.captured for standing in everyone]
+        return moved is not None, min(captures) >= 0 and max(captures) > 0
 
     def _put_off(self, rows: int, alone: bool = False) -> None:
         if self.reach.begun or alone:

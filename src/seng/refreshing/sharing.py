@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..blocks import Block, Layout
 from ..config import Options
-from ..curvature import HEAD, BlockParts, Curvature, Pool, in_place
+from ..curvature import BlockParts, Curvature, Pool, in_place
 from ..distributed import Load, Plan, Strategy, cheapest, strategy_for
 from ..distributed.parcels import KINDS, NUMBERS, Frame, frame_of, shape_only, tensors_of
 from ..distributed.wire import parcel_bytes
@@ -26,6 +26,7 @@ from ..types import LayerIO
 from .forms import LOW_RANK, form_of, framed, parts_in_form, pooled, received, rounded, specs_of, widths
 from .moving import Move, Place, move_one
 from .reach import bounds_passing
+from .solutions import HEAD
 
 Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
 

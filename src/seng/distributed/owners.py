@@ -1,4 +1,4 @@
-"""Strategies whose curvature has the samples of all ranks behind it: layers are dealt to owners, longest first."""
+"""Strategies "global" and "sharded": curvature of all ranks' samples, layers dealt to owners, longest first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .shards import Reassembled
 from .wire import Spec, buckets, pack, parcel_bytes, unpack
 
 
-class Dealt(Ranks):
+class Owners(Ranks):
     """Each layer's owner receives the samples of all ranks and factorises their Gram matrix."""
 
     pooled = True
@@ -66,6 +66,23 @@ class Dealt(Ranks):
             return Reassembled(self.wire, gradients, cuts, self.reads, self._writes, self.device)
         apart = {name: own for name, own in gradients.items() if name in self.plan.apart}
         return _FromOwners(self.wire, apart, self.plan.owners, self.device)
+
+
+class Global(Owners):
+    """All ranks hold all samples; owners alone factorise. Between refreshes no direction travels.
+
+    Layers whose products are not repeatable bit for bit on their device stay with their owner, as under "sharded".
+    """
+
+    name = "global"
+    everywhere = True
+
+
+class Sharded(Owners):
+    """Owners write the directions of their layers and hand them on: 1/M of the curvature and of its work a rank."""
+
+    name = "sharded"
+    everywhere = False
 
 
 class _FromOwners(Updates):
