@@ -13,11 +13,10 @@ from ..config import Options
 from ..curvature import member_io
 from ..distributed import STRATEGIES
 from ..distributed.communicator import Communicator
-from ..distributed.parcels import frame_of
+from ..distributed.parcels import Census, frame_of
 from ..distributed.plan import Rates
 from ..distributed.ranks import Ranks
-from ..refreshing import Sharing
-from ..refreshing.sharing import Census
+from ..refreshing.proposals import overhead, propose
 from ..wrappers import unwrap
 from .network import Forecast, Machine, Network, forecast, plain
 from .report import plan
@@ -71,9 +70,8 @@ def forecasts(
         machine = Machine(seconds, gradient, flops, step_flops or flops)
         found.append(plain(world, machine, network))
         for strategy in on_paper(world, chosen, Rates(flops, network.bandwidth)):
-            sharing = Sharing(layout, chosen, strategy, frozenset())
-            proposal = sharing.propose(strategy, census, 0)
-            found.append(forecast(proposal.plan, proposal.loads, sharing.overhead(strategy), machine, network))
+            proposal = propose(layout, chosen, strategy, census, 0)
+            found.append(forecast(proposal.plan, proposal.loads, overhead(layout, strategy), machine, network))
     return found
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from ..blocks import Block
 from ..curvature import Curvature, Draft, Solution, draft, hold, solve
 from ..linalg import pack_triangle, unpack_triangle
-from ..solve import EigenState, FactorisationError
+from ..solve import EigenState, FactorisationError, SolveState
 
 if TYPE_CHECKING:
-    from .sharing import Incoming, Sharing
+    from .incoming import Incoming
+    from .sharing import Sharing
 
 HEAD = 6  # numbers in front of a message: kind, usable, failed rungs, mean, largest mean so far, damping
 
@@ -60,9 +61,14 @@ def refresh_shared(
             yield name, hold(drafts.pop(name), solution, step), solution.failed
 
 
+def message_length(n: int, held: int, solver: type[SolveState]) -> int:
+    """Return the length of the vector that hands on what a solver makes of n new columns of U, ``held`` once merged."""
+    return HEAD + n + solver.vector_size(held)
+
+
 def message_size(drafted: Draft) -> int:
-    """Return the length of the vector that hands a solution on."""
-    return HEAD + drafted.batch.n + drafted.solver.vector_size(drafted.factor.n)
+    """Return the same, given U."""
+    return message_length(drafted.batch.n, drafted.factor.n, drafted.solver)
 
 
 def to_message(drafted: Draft, solution: Solution | None, like: Tensor) -> Float[Tensor, " m"]:
