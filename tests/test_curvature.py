@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from seng.blocks import Block, lay_out
+from seng.blocks import Block
 from seng.config import Options
 from seng.curvature import (
     FLOOR,
@@ -25,6 +25,7 @@ from seng.curvature import (
     solve,
 )
 from seng.estimators import Choice, Form, Operator, Truncated
+from seng.grouping import lay_out
 from seng.planning.choice import solver_for
 from seng.refreshing.solutions import from_message, message_size, read_heads, to_message
 from seng.solve import EigenState

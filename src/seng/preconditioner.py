@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Layout, lay_out, reweightable
+from .blocks import Block, Layout, reweightable
 from .capture import Capture
 from .config import OptionKeywords, Options, shows_options
 from .curvature import Curvature, as_captured, block_io, converted
@@ -26,6 +26,7 @@ from .errors import OrderError, RankError
 from .events import Events, listed
 from .factors import Kronecker
 from .gradients import BlockGradients, Gradients, collect, lacking, square
+from .grouping import lay_out
 from .hooks import recorders
 from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, bounds_passing
 from .samples import Samples, Taken

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..blocks import lay_out
 from ..config import Options
 from ..curvature import member_io
 from ..distributed import STRATEGIES
@@ -16,6 +15,7 @@ from ..distributed.communicator import Communicator
 from ..distributed.parcels import Census, frame_of
 from ..distributed.plan import Rates
 from ..distributed.ranks import Ranks
+from ..grouping import lay_out
 from ..refreshing.proposals import overhead, propose
 from ..wrappers import unwrap
 from .network import Forecast, Machine, Network, forecast, plain

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..blocks import Block, lay_out, reweightable
+from ..blocks import Block, reweightable
 from ..config import OptionKeywords, Options, shows_options
 from ..curvature import block_io
 from ..distributed import require_strategy
 from ..errors import OrderError
 from ..estimators import Choice
+from ..grouping import lay_out
 from ..sizes import Size
 from ..wrappers import unwrap
 from .choice import choose_all
