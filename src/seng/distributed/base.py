@@ -16,6 +16,8 @@ from .plan import RATES, Load, Plan, Rates
 from .wire import Spec
 
 T = TypeVar("T")
+Makers = Mapping[str, Callable[[], list[Tensor]]]  # by block, what makes this rank's tensors
+Everyones = Mapping[str, list[list[Spec]]]  # by block and rank, shapes and dtypes of everyone's
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,7 @@ class Strategy:
         """Return the ranks that need every rank's samples of a block."""
         return ()
 
-    def exchange(
-        self, own: Mapping[str, Callable[[], list[Tensor]]], specs: Mapping[str, list[list[Spec]]]
-    ) -> Callable[[str], list[list[Tensor]]]:
+    def exchange(self, own: Makers, specs: Everyones) -> Callable[[str], list[list[Tensor]]]:
         """Start sending samples to those who read them.
 
         Args:
