@@ -35,8 +35,8 @@ from torch.optim import SGD, Optimizer
 
 import seng
 from seng.apps.train.models import deep_autoencoder, small_resnet
-from seng.distributed.timing import Network
-from seng.scaling import forecasts
+from seng.planning.forecast import forecasts
+from seng.planning.network import Network
 
 WORLDS = (1, 2, 4)
 STEPS = 10  # one interval between refreshes

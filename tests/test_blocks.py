@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from seng import Preconditioner
-from seng.blocks import lay_out
 from seng.config import Options
 from seng.errors import ModelError, OptionError
+from seng.grouping import lay_out
 from seng.layers import LAYERS, layer_of
 from seng.testing import LAYER_CASES
 

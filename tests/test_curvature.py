@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from seng.blocks import Block, lay_out
+from seng.blocks import Block
 from seng.config import Options
 from seng.curvature import (
     FLOOR,
@@ -20,16 +20,14 @@ from seng.curvature import (
     Solution,
     damping_at,
     draft,
-    from_message,
     hold,
-    message_size,
-    read_heads,
     refresh,
     solve,
-    to_message,
 )
 from seng.estimators import Choice, Form, Operator, Truncated
-from seng.planner import solver_for
+from seng.grouping import lay_out
+from seng.planning.choice import solver_for
+from seng.refreshing.solutions import from_message, message_size, read_heads, to_message
 from seng.solve import EigenState
 from seng.types import Product
 

@@ -1,4 +1,4 @@
-"""Modules are found by the names they had before the applications moved to ``seng.apps``."""
+"""Modules are found by the names they had before they moved."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from seng.former import MOVED
 @pytest.mark.parametrize("name", MOVED)
 def test_former_name_is_the_module_itself(name: str) -> None:
     sys.modules.pop(f"seng.{name}", None)
-    with pytest.warns(DeprecationWarning, match=f"seng.{name} is now seng.apps.{name}"):
+    with pytest.warns(DeprecationWarning, match=f"seng.{name} is now seng.{MOVED[name]}"):
         found = import_module(f"seng.{name}")
-    assert found is import_module(f"seng.apps.{name}")
+    assert found is import_module(f"seng.{MOVED[name]}")
     assert found.__spec__ is not None
-    assert found.__spec__.name == f"seng.apps.{name}"
+    assert found.__spec__.name == f"seng.{MOVED[name]}"
 
 
 def test_modules_within_are_not_loaded_twice() -> None:

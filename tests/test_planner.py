@@ -16,7 +16,7 @@ from seng.estimators import ESTIMATORS, Auto, Estimator, Exact, Form, LowRank, O
 from seng.estimators import Rows as RowsForm
 from seng.estimators.auto import EXACT_LIMIT
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
-from seng.planner import choose_all, choose_block, priced, total_bytes
+from seng.planning.choice import choose_all, choose_block, priced, total_bytes
 from seng.sizes import Size
 from seng.solve import DirectState
 from seng.types import LayerIO, Lookup, Product, Rows

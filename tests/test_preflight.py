@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from seng import Exponential, Preconditioner, plan, verify
 from seng.errors import MemoryBudgetError, ModelError, OptionError, OrderError
-from seng.preflight import COLUMNS
+from seng.planning.report import COLUMNS
 from seng.sketch import Sketch
 
 from .unsupported import Slope

@@ -104,7 +104,7 @@ def test_members_are_found_at_all() -> None:
         "seng.optimizer.SENG",
         "seng.optimizer.SENG.step",
         "seng.errors.choose",
-        "seng.preflight.Plan.nbytes",
+        "seng.planning.report.Plan.nbytes",
     } <= names
 
 

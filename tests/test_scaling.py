@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from seng import plan
-from seng.distributed.timing import Network
 from seng.errors import OptionError
-from seng.scaling import FORWARD_AND_BACKWARD, forecasts
+from seng.planning.forecast import FORWARD_AND_BACKWARD, forecasts
+from seng.planning.network import Network
 
 NETWORK = Network(1e-5, 1e9)
 RATE = 1e9  # operations a second

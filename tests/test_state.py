@@ -13,13 +13,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from seng import BASES, SENG, DenseThenSparse, Exponential, Options, Preconditioner, planner
+from seng import BASES, SENG, DenseThenSparse, Exponential, Options, Preconditioner
 from seng.errors import StateError
 from seng.estimators import ESTIMATORS, Choice
-from seng.planner import choose_block
+from seng.packed import TYPES, pack, unpack
+from seng.planning import choice as choices
+from seng.planning.choice import choose_block
 from seng.sizes import Size
 from seng.sketch import SKETCHES
-from seng.state import TYPES, pack, unpack
 
 from .runs import backward, batch, frozen, perceptron, snapshot, train
 from .unsupported import Slope
@@ -130,7 +131,7 @@ def test_refreshes_are_planned_for_the_interval_in_force(monkeypatch: pytest.Mon
         intervals.append(options.interval_at(step))
         return choose_block(size, options, step)
 
-    monkeypatch.setattr(planner, "choose_block", recording)
+    monkeypatch.setattr(choices, "choose_block", recording)
     model = perceptron()
     train(model, SENG(model, refresh_every=DenseThenSparse(1, 3, until=2)), range(5))
     assert intervals == [1, 1, 3, 3]  # both blocks at steps 0 and 4; step 1 has the sizes and interval of step 0

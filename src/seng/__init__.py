@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from .distribution import Distributed, Global, Local, Sharded
     from .estimators import Auto, Exact, LowRank, PaperCode, Sketched, Truncated
     from .optimizer import SENG
+    from .planning.report import Plan, plan
     from .preconditioner import Preconditioner
-    from .preflight import Plan, plan
     from .schedules import DenseThenSparse, Exponential, PolynomialLR
     from .verification import Report, verify
 else:
@@ -32,7 +32,7 @@ else:
             "LowRank": "estimators",
             "Options": "config",
             "PaperCode": "estimators",
-            "Plan": "preflight",
+            "Plan": "planning.report",
             "PolynomialLR": "schedules",
             "Preconditioner": "preconditioner",
             "Report": "verification",
@@ -40,7 +40,7 @@ else:
             "Sharded": "distribution",
             "Sketched": "estimators",
             "Truncated": "estimators",
-            "plan": "preflight",
+            "plan": "planning.report",
             "verify": "verification",
         },
     )

@@ -8,44 +8,26 @@ unpickled but tensors, with ``weights_only``.
 
 from __future__ import annotations
 
-import json
-import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from inspect import signature
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 from torch.optim import Optimizer
 
 from .bases import sound
-from .distributed import several_ranks
-from .errors import RankError, SengError, StateError
-from .manifest import PARTIAL, Manifest, Reader, commit, digest_of, read_manifest, refusal, stage
+from .distributed import Communicator, several_ranks
+from .errors import StateError
+from .manifest import PARTIAL, Manifest, commit, digest_of, flatten, read_manifest, refusal, stage, torch_errors
 from .optimizer import SENG
+from .packed import anywhere, readable, to_bytes
 from .preconditioner import Preconditioner
-from .refreshing import move
-from .state import anywhere, relocated, unpack
+from .state import BLOCKS, destination, relocated
 from .wrappers import sharded, unwrap
 
-TENSOR = "$tensor"  # in plain values: the key under which a tensor is kept
-AXES = "$axes"  # beside it: its axes in their order in memory, without which products would round in other ways
-BLOCKS = ("curvature", "carriers")  # parts of a preconditioner's state that are kept block by block
-FORMS = {"fused", "foreach", "capturable", "differentiable"}  # how a base computes, which is each run's own affair
-# ranks read different tensors; before torch had the option it could be asked to do so, with a warning
-_APART: dict[str, Any] = {"no_dist": True} if "no_dist" in signature(load_tensors).parameters else {}
-T = TypeVar("T")
 SAVE, LOAD = "checkpoints.save()", "checkpoints.load()"
-# what values of other types or shapes than ``save`` wrote lead to
-_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+T = TypeVar("T")
 
 
 def save(
@@ -75,14 +57,14 @@ def save(
     names = _names(model)
     plain: dict[str, Any] = {"extra": dict(extra or {}), "bases": []}
     for k, base in enumerate(bases):
-        plain["bases"].append(_flatten(_named(base, names), f"base{k}", tensors))
+        plain["bases"].append(flatten(_named(base, names), f"base{k}", tensors))
     state = preconditioner.state_dict()
     curvature = state["curvature"]
     for part in BLOCKS:
         for block, packed in state.pop(part).items():
             key = f"rank{rank}/{part}/{block}::"
-            tensors[f"{key}plain"] = _to_bytes(_flatten(packed, key, tensors))
-    tensors[f"rank{rank}/plain"] = _to_bytes(plain | {"preconditioner": _flatten(state, f"rank{rank}", tensors)})
+            tensors[f"{key}plain"] = to_bytes(flatten(packed, key, tensors))
+    tensors[f"rank{rank}/plain"] = to_bytes(plain | {"preconditioner": flatten(state, f"rank{rank}", tensors)})
     folder = Path(folder)
     partial = folder / PARTIAL
 
@@ -94,11 +76,11 @@ def save(
             stage(folder)
 
     _agreed(SAVE, prepare)
-    with _torch_errors(SAVE):
+    with torch_errors(SAVE):
         metadata = save_tensors(tensors, checkpoint_id=str(partial))
     written = [path.name for path in partial.glob(f"__{rank}_*")] + [".metadata"] * (rank == 0)
     own = _agreed(SAVE, lambda: {name: digest_of(partial / name) for name in written})
-    digests = {name: digest for part in _gathered(SAVE, own) for name, digest in part.items()}
+    digests = {name: digest for part in Communicator.among_all(call=SAVE).gather(own) for name, digest in part.items()}
     _agreed(SAVE, lambda: commit(folder, metadata, digests) if rank == 0 else None)
 
 
@@ -126,24 +108,19 @@ def load(folder: str | Path, model: nn.Module, optimizer: SENG | Preconditioner)
 
     def verified() -> Manifest:
         manifest = read_manifest(folder)
-        manifest.verify(folder, sorted(manifest.digests)[strategy.rank :: strategy.world])
+        manifest.verify(sorted(manifest.digests)[strategy.rank :: strategy.world])
         return manifest
 
     manifest = _agreed(LOAD, verified)
 
     def restored() -> dict[str, Any]:
-        try:
-            return _restore(Kept(folder, manifest), model, optimizer)
-        except SengError:
-            raise
-        except _UNFIT as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise refusal(f"{folder} cannot be read", "what save() wrote", reason) from error
+        with readable(f"{folder} cannot be read", "what save() wrote", refusal):
+            return _restore(manifest, model, optimizer)
 
     return _agreed(LOAD, restored)
 
 
-def _restore(kept: Kept, model: nn.Module, optimizer: SENG | Preconditioner) -> dict[str, Any]:
+def _restore(kept: Manifest, model: nn.Module, optimizer: SENG | Preconditioner) -> dict[str, Any]:
     preconditioner, bases = _parts_of(optimizer)
     strategy, tensors = preconditioner.strategy, _model_tensors(model)
     source = strategy.rank % kept.world
@@ -153,7 +130,7 @@ def _restore(kept: Kept, model: nn.Module, optimizer: SENG | Preconditioner) -> 
     state = kept.filled(plain["preconditioner"])
     if state["layout"] == preconditioner.state_dict()["layout"]:  # else load_state_dict() names the layers
         kept.require(tensors)
-    moved = move(unpack(state["place"], torch.device("cpu")), kept.held(), preconditioner.offered)
+    moved = destination(state, kept.held(), preconditioner.offered)
     sources = moved.sources if moved else {}
     thin = dict.fromkeys(moved.place.thin, strategy.rank) if moved else {}
     parts = [kept.blocks(part, wanted) for part, wanted in zip(BLOCKS, (sources, thin), strict=True)]
@@ -166,87 +143,6 @@ def _restore(kept: Kept, model: nn.Module, optimizer: SENG | Preconditioner) -> 
         preconditioner.load_state_dict(state)
     kept.read(tensors)
     return plain["extra"]
-
-
-class Kept:
-    """A checkpoint's folder.
-
-    Raises:
-        StateError: It is of no SENG.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest):
-        self._folder, self._metadata = folder, manifest.metadata
-        ranks = [key for key in self._metadata.state_dict_metadata if re.fullmatch(r"rank\d+/plain", key)]
-        if not ranks:
-            raise refusal(f"{folder} is not of this library", "a checkpoint of seng", sorted(manifest.digests))
-        self.world = len(ranks)
-
-    def require(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse a checkpoint without tensors of these names and shapes."""
-        entries = self._metadata.state_dict_metadata
-        for key, tensor in tensors.items():
-            size = getattr(entries.get(key), "size", None)
-            if size != tensor.shape:
-                problem, got = f"{self._folder} has other tensors", None if size is None else list(size)
-                raise refusal(problem, f"{key} of shape {list(tensor.shape)}", got)
-
-    def held(self) -> list[dict[str, int]]:
-        """Return the bytes of each block's curvature, by saved rank."""
-        found: list[dict[str, int]] = [{} for _ in range(self.world)]
-        for key, entry in self._metadata.state_dict_metadata.items():
-            place = re.fullmatch(r"rank(\d+)/curvature/(.*)::.*", key)
-            if place and isinstance(entry, TensorStorageMetadata):
-                own, nbytes = found[int(place[1])], entry.size.numel() * entry.properties.dtype.itemsize
-                own[place[2]] = own.get(place[2], 0) + nbytes
-        return found
-
-    def read(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Fill tensors with what is kept under their keys."""
-        if unknown := sorted(tensors.keys() - self._metadata.state_dict_metadata.keys()):
-            raise refusal(f"{self._folder} has other tensors", unknown[0], f"none of {len(unknown)} like it")
-        with warnings.catch_warnings():  # that ranks read for themselves, each its own tensors, is meant
-            for words in ("torch.distributed is disabled", "Detected mismatched keys"):
-                warnings.filterwarnings("ignore", words)
-            with _torch_errors(LOAD):
-                load_tensors(tensors, storage_reader=Reader(self._folder, self._metadata), **_APART)
-        return tensors
-
-    def empty(self, key: str, like: Tensor | None = None, axes: list[int] | None = None) -> Tensor:
-        """Return room for a tensor, cut among the ranks as a parameter of its shape is, or with its axes in order."""
-        entry = self._metadata.state_dict_metadata[key]
-        assert isinstance(entry, TensorStorageMetadata)
-        if like is not None and sharded(like) and like.shape == entry.size:
-            return torch.zeros_like(like, dtype=entry.properties.dtype)
-        order = axes or list(range(len(entry.size)))
-        room = torch.empty([entry.size[axis] for axis in order], dtype=entry.properties.dtype)
-        return room.permute([order.index(axis) for axis in range(len(order))])
-
-    def blocks(self, part: str, sources: Mapping[str, int]) -> dict[str, Any]:
-        """Return a part of the state of each block, as a saved rank has it."""
-        keys = {block: f"rank{rank}/{part}/{block}::plain" for block, rank in sources.items()}
-        plains = self.plains(keys.values())
-        return self.filled({block: plains[key] for block, key in keys.items()})
-
-    def plain(self, key: str) -> dict[str, Any]:
-        """Return plain values."""
-        return self.plains([key])[key]
-
-    def plains(self, keys: Iterable[str]) -> dict[str, Any]:
-        """Return the plain values of several keys."""
-        found = self.read({key: self.empty(key) for key in keys})
-        return {key: json.loads(bytes(x.tolist()).decode()) for key, x in found.items()}
-
-    def filled(self, plain: Any, parameters: Mapping[str, Tensor] | None = None) -> Any:
-        """Return plain values with their tensors.
-
-        Args:
-            plain: The values; below each name of ``parameters`` what belongs to it.
-            parameters: By name, how its tensors are cut.
-        """
-        wanted = _tensor_keys(plain, None, parameters or {})
-        found = self.read({key: self.empty(key, *how) for key, how in wanted.items()})
-        return _fill(plain, found)
 
 
 def _parts_of(optimizer: SENG | Preconditioner) -> tuple[Preconditioner, list[Optimizer]]:
@@ -281,55 +177,18 @@ def _named(base: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Any]:
     return {"groups": groups, "state": state}
 
 
-def _as_state_dict(base: Optimizer, kept: Kept, saved: Any, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+def _as_state_dict(base: Optimizer, kept: Manifest, saved: Any, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return a saved base as ``torch.optim`` writes one: by position, not name."""
     own = _named(base, {p: name for name, p in parameters.items()})["groups"]
     wanted, got = ([group["params"] for group in groups] for groups in (own, saved["groups"]))
     if wanted != got:
         raise refusal("the base has other groups of parameters", str(wanted)[:200], str(got)[:200])
     place = {name: k for k, name in enumerate(name for group in wanted for name in group)}
-    filled = kept.filled(saved, parameters)
-    groups = [
-        {**group, **{key: mine[key] for key in FORMS & mine.keys()}, "params": [place[name] for name in mine["params"]]}
-        for mine, group in zip(own, filled["groups"], strict=True)
-    ]
-    return {"state": {place[name]: held for name, held in filled["state"].items()}, "param_groups": groups}
-
-
-def _flatten(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """Return plain values, tensors moved to ``tensors`` under keys of their place."""
-    if isinstance(value, Tensor):
-        tensors[key] = value.detach()
-        axes = sorted(range(value.dim()), key=lambda axis: -value.stride(axis))
-        in_order = not value.is_contiguous() and value.permute(axes).is_contiguous()
-        return {TENSOR: key, AXES: axes} if in_order else {TENSOR: key}
-    if isinstance(value, Mapping):
-        return {name: _flatten(item, f"{key}/{name}", tensors) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_flatten(item, f"{key}/{k}", tensors) for k, item in enumerate(value)]
-    return value
-
-
-def _tensor_keys(plain: Any, like: Tensor | None, parameters: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
-    """Return the keys of the tensors in plain values, each with the parameter it belongs to and its axes."""
-    if isinstance(plain, dict) and TENSOR in plain:
-        return {plain[TENSOR]: (like, plain.get(AXES))}
-    found: dict[str, tuple[Any, ...]] = {}
-    for name, item in plain.items() if isinstance(plain, dict) else ():
-        found |= _tensor_keys(item, parameters.get(name, like), parameters)
-    for item in plain if isinstance(plain, list) else ():
-        found |= _tensor_keys(item, like, parameters)
-    return found
-
-
-def _fill(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(plain, dict):
-        return tensors[plain[TENSOR]] if TENSOR in plain else {k: _fill(v, tensors) for k, v in plain.items()}
-    return [_fill(item, tensors) for item in plain] if isinstance(plain, list) else plain
-
-
-def _to_bytes(plain: Any) -> Tensor:
-    return torch.tensor(list(json.dumps(plain).encode()), dtype=torch.uint8)
+    state = kept.filled(saved["state"], parameters)
+    groups = kept.filled({"groups": saved["groups"]})["groups"]
+    for group in groups:
+        group["params"] = [place[name] for name in group["params"]]
+    return {"state": {place[name]: held for name, held in state.items()}, "param_groups": groups}
 
 
 def _require_finite(names: Mapping[Tensor, str]) -> None:
@@ -347,43 +206,12 @@ def _diverged(problem: str, got: str) -> StateError:
 
 def _agreed(call: str, act: Callable[[], T]) -> T:
     """Return what ``act`` gives; an error on one rank is raised on all of them. A collective call."""
-    try:
-        own, error = act(), None
-    except SengError as found:
-        own, error = None, found
-    except OSError as found:
-        expected, fix = "files to read and write", "Make room or correct permissions, or choose another folder"
-        error = StateError(call, "the folder cannot be used", expected=expected, got=str(found), fix=fix)
-        own = None
-    for other in (error, *_gathered(call, error)):  # this rank's own first
-        if other is not None:
-            raise other
-    return cast("T", own)
 
+    def acted() -> T:
+        try:
+            return act()
+        except OSError as error:
+            expected, fix = "files to read and write", "Make room or correct permissions, or choose another folder"
+            raise StateError(call, "the folder cannot be used", expected=expected, got=str(error), fix=fix) from error
 
-def _gathered(call: str, value: T) -> list[T]:
-    """Return the value of every rank. A collective call."""
-    if not several_ranks():
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    with _torch_errors(call):
-        dist.all_gather_object(found, value)
-    return found
-
-
-@contextmanager
-def _torch_errors(call: str) -> Iterator[None]:
-    """Turn what torch.distributed says of files that fail and of ranks that are gone into errors of ours."""
-    try:
-        yield
-    except CheckpointException as error:  # which is no Exception
-        rank, (cause, _) = next(iter(error.failures.items()))
-        got = f"rank {rank}: {type(cause).__name__}: {cause}"
-        fix = "Look at the disk and the folder's permissions; an earlier checkpoint is as it was"
-        raise StateError(call, "files cannot be read or written", expected="whole files", got=got, fix=fix) from cause
-    except RuntimeError as error:
-        if not several_ranks():
-            raise
-        expected, fix = "every rank at the same call", "Look for the first rank that failed, and resume"
-        got = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RankError(call, "the ranks cannot reach each other", expected=expected, got=got, fix=fix) from error
+    return Communicator.among_all(call=call).agreed(acted)

@@ -38,22 +38,22 @@ def is_count(value: object, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
 
 
+def require(call: str, name: str, value: object, good: bool, expected: str, fix: str | None = None) -> None:
+    """Raise OptionError unless a value is good."""
+    if not good:
+        raise OptionError(
+            call, f"{name} out of range", expected=expected, got=value, fix=fix or f"Pass {name} in range"
+        )
+
+
 def require_number(call: str, name: str, value: Any, within: str, optional: bool = False) -> None:
     """Raise OptionError unless a value is a number in a range given in words: "> 0", "in (0, 1]" or "in [0, 1)"."""
     low, high, inside = _RANGES[within]
-    if optional and value is None:
-        return
-    if not is_number(value) or not inside(value, low, high):
-        raise OptionError(
-            call, f"{name} out of range", expected=f"a number {within}{' or None' if optional else ''}", got=value,
-            fix=f"Pass {name} in range",
-        )  # fmt: skip
+    good = (optional and value is None) or (is_number(value) and inside(value, low, high))
+    require(call, name, value, good, f"a number {within}{' or None' if optional else ''}")
 
 
 def require_count(call: str, name: str, value: Any, least: int = 1, optional: bool = False) -> None:
     """Raise OptionError unless a value is an integer of at least ``least``."""
-    if not (optional and value is None) and not is_count(value, least):
-        raise OptionError(
-            call, f"{name} out of range", expected=f"an integer >= {least}, below 2^63", got=value,
-            fix=f"Pass {name} in range",
-        )  # fmt: skip
+    good = (optional and value is None) or is_count(value, least)
+    require(call, name, value, good, f"an integer >= {least}, below 2^63")

@@ -12,11 +12,11 @@ from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_t
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from .checks import is_count, is_number, plain, require_count, require_number
+from .checks import is_count, is_number, plain, require, require_count, require_number
 from .distribution import Distributed
 from .errors import OptionError, choose
 from .estimators import ESTIMATORS, Auto, Estimator, require_argument
-from .schedules import Schedule, value_at
+from .schedules import Schedule, scheduled
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -166,10 +166,8 @@ class Options:
         _require_patterns(call, "bare_parameters", self.bare_parameters)
         _require_scaler(call, self.grad_scaler)
         for name in ("reweight", "gradient_check"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(
-                    call, f"{name} out of range", expected="True or False", got=getattr(self, name), fix="Pass a bool"
-                )
+            value = getattr(self, name)
+            require(call, name, value, isinstance(value, bool), "True or False", "Pass a bool")
         if self.estimator.natural_only and self.power != 1.0:
             raise OptionError(
                 call, f"{self.estimator.name} knows the natural gradient only", expected="power=1.0", got=self.power,
@@ -188,11 +186,8 @@ class Options:
         if not callable(self.damping):
             return self.damping
         value = scheduled(call, "damping", self.damping, step)
-        if not is_number(value) or value <= 0:
-            raise OptionError(
-                call, "damping schedule out of range", expected="a number > 0", got=value,
-                fix=f"Correct the schedule at step {step}",
-            )  # fmt: skip
+        good = is_number(value) and value > 0
+        require(call, "damping schedule", value, good, "a number > 0", f"Correct the schedule at step {step}")
         return value
 
     def interval_at(self, step: int, call: str = "step()") -> int:
@@ -204,11 +199,8 @@ class Options:
         if not callable(self.refresh_every):
             return self.refresh_every
         value = scheduled(call, "refresh_every", self.refresh_every, step)
-        if not is_count(value):
-            raise OptionError(
-                call, "refresh_every schedule out of range", expected="an integer >= 1", got=value,
-                fix=f"Correct the schedule at step {step}",
-            )  # fmt: skip
+        fix = f"Correct the schedule at step {step}"
+        require(call, "refresh_every schedule", value, is_count(value), "an integer >= 1", fix)
         return value
 
     def serves_once(self, step: int) -> bool:
@@ -309,21 +301,6 @@ def shows_options(function: F) -> F:
     return function
 
 
-def scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
-    """Return a schedule's value at a step, numbers of other libraries as Python's.
-
-    Raises:
-        OptionError: The schedule failed.
-    """
-    try:
-        return plain(value_at(schedule, step))
-    except Exception as error:
-        raise OptionError(
-            call, f"{name} schedule failed", expected="a value at every step", got=type(error).__name__,
-            fix=f"Correct the schedule at step {step}: {error}",
-        ) from error  # fmt: skip
-
-
 def _require_scaler(call: str, scaler: Any) -> None:
     if scaler is None:
         return
@@ -331,11 +308,9 @@ def _require_scaler(call: str, scaler: Any) -> None:
         scale = plain(scaler.get_scale())
     except Exception:
         scale = None
-    if scale is None or not is_number(scale) or scale <= 0:
-        raise OptionError(
-            call, "grad_scaler out of range", expected="a torch.amp.GradScaler with a scale > 0, or None",
-            got=scaler if scale is None else scale, fix="Pass the scaler that scales the loss",
-        )  # fmt: skip
+    good, got = scale is not None and is_number(scale) and scale > 0, scaler if scale is None else scale
+    expected = "a torch.amp.GradScaler with a scale > 0, or None"
+    require(call, "grad_scaler", got, good, expected, "Pass the scaler that scales the loss")
 
 
 def _require_reweightable(call: str, options: Options) -> None:
@@ -352,11 +327,7 @@ def _require_reweightable(call: str, options: Options) -> None:
 
 def _require_patterns(call: str, name: str, value: Any) -> None:
     good = isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
-    if not good:
-        raise OptionError(
-            call, f"{name} out of range", expected="a list of name patterns", got=value,
-            fix="Pass for example ['*.cls_token', '*.gamma']",
-        )  # fmt: skip
+    require(call, name, value, good, "a list of name patterns", "Pass for example ['*.cls_token', '*.gamma']")
 
 
 def _require_selectors(call: str, name: str, value: Any) -> None:
@@ -364,8 +335,5 @@ def _require_selectors(call: str, name: str, value: Any) -> None:
         return
     good = isinstance(value, Sequence) and not isinstance(value, str)
     good = good and all(isinstance(v, str) or (isinstance(v, type) and issubclass(v, nn.Module)) for v in value or ())
-    if not good:
-        raise OptionError(
-            call, f"{name} out of range", expected="a list of module types or name patterns", got=value,
-            fix="Pass for example [nn.Linear, 'encoder.*']",
-        )  # fmt: skip
+    expected = "a list of module types or name patterns"
+    require(call, name, value, good, expected, "Pass for example [nn.Linear, 'encoder.*']")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from math import isfinite
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .blocks import Block
@@ -17,7 +16,6 @@ from .errors import BatchError
 from .estimators import Choice, Form, Operator
 from .estimators.exact import Rows
 from .factors import TOLERANCE, Combined, Explicit, Factor, merge, thin, truncate
-from .linalg import pack_triangle, unpack_triangle
 from .sizes import Size
 from .sketch import generator_for
 from .solve import EigenState, FactorisationError, SolveState
@@ -26,7 +24,6 @@ from .types import LayerIO, Product, expand_positions, join_uses
 SMALLEST = 2.0**24  # multiples of the smallest normal number below which a damping cannot be divided by
 ROUNDINGS = 16.0  # of the mean eigenvalue: smaller dampings would be lost beside the rounding errors of K
 FLOOR = 1e-4  # share of the largest mean eigenvalue so far below which relative damping does not follow
-HEAD = 6  # numbers in front of a message: kind, usable, failed rungs, mean, largest mean so far, damping
 BlockParts = tuple[tuple[LayerIO, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
 
 
@@ -249,46 +246,6 @@ def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
         factor if solution.usable else None, state, solution.mean, solution.peak, drafted.pool.samples, step,
         solution.damping, solution.row_sums,
     )  # fmt: skip
-
-
-def message_size(drafted: Draft) -> int:
-    """Return the length of the vector that hands a solution on."""
-    return HEAD + drafted.batch.n + drafted.solver.vector_size(drafted.factor.n)
-
-
-def to_message(drafted: Draft, solution: Solution | None, like: Tensor) -> Float[Tensor, " m"]:
-    """Return a solution as a vector of ``message_size`` numbers of the dtype of ``like``; None: nothing held."""
-    message = like.new_zeros(message_size(drafted))
-    if solution is None:
-        return message
-    if isinstance(solution.state, drafted.solver):
-        kind, vector = 1.0, solution.state.to_vector()
-    else:  # the ladder ended at eigenvalues: K fits where its Cholesky factor would have been
-        assert solution.gram is not None
-        kind, vector = 2.0, pack_triangle(solution.gram)
-    scalars = torch.stack([solution.mean, solution.peak, solution.damping])
-    head = message.new_tensor([kind, solution.usable, solution.failed])
-    return torch.cat([head, scalars, solution.row_sums, vector])
-
-
-def read_heads(messages: Sequence[Float[Tensor, " _"]]) -> list[list[float]]:
-    """Return what ``from_message`` has to know on the host, of all messages at once: one wait for the device."""
-    return torch.stack([message[:3].double() for message in messages]).tolist() if messages else []
-
-
-def from_message(drafted: Draft, message: Float[Tensor, " m"], head: Sequence[float]) -> Solution | None:
-    """Undo ``to_message``; every rank does, the owner too, so that all hold the same bits."""
-    kind, usable, failed = head
-    if not kind:
-        return None
-    (mean, peak, damping), n = (x.clone() for x in message[3:HEAD]), drafted.batch.n
-    sums, vector = message[HEAD : HEAD + n].clone(), message[HEAD + n :]
-    if kind == 1:
-        state = drafted.solver.from_vector(vector, drafted.factor.n, damping)
-    else:
-        gram = unpack_triangle(vector, drafted.factor.n, symmetric=True)
-        state, _ = EigenState.factorise(gram, damping)
-    return Solution(state, mean, peak, damping, sums, bool(usable), int(failed))
 
 
 def factor_of(

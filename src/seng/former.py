@@ -1,4 +1,4 @@
-"""Former names of modules: ``seng.train`` and the other applications are in ``seng.apps`` now, and still found."""
+"""Former names of modules, which are still found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-MOVED = ("recipes", "report", "science", "theory", "train")
+MOVED = {
+    **{name: f"apps.{name}" for name in ("recipes", "report", "science", "theory", "train")},
+    "planner": "planning.choice",
+    "preflight": "planning.report",
+    "scaling": "planning.forecast",
+    "distributed.timing": "planning.network",
+}
+
+
+def _present(rest: str) -> str | None:
+    """Return where a module of the package is now, None where it has always been there."""
+    for old, now in MOVED.items():
+        if f"{rest}.".startswith(f"{old}."):
+            return now + rest[len(old) :]
+    return None
 
 
 class _Moved(Loader):
@@ -18,7 +32,7 @@ class _Moved(Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         package, _, rest = spec.name.partition(".")
-        module = import_module(f"{package}.apps.{rest}")
+        module = import_module(f"{package}.{_present(rest)}")
         self._own = module.__spec__
         return module
 
@@ -31,11 +45,11 @@ class _FormerNames(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, rest = fullname.partition(".")
-        first, _, inner = rest.partition(".")
-        if package != __package__ or first not in MOVED:
+        now = _present(rest) if package == __package__ else None
+        if now is None:
             return None
-        if not inner:
-            warnings.warn(f"{fullname} is now {package}.apps.{first}", DeprecationWarning, stacklevel=2)
+        if rest in MOVED:
+            warnings.warn(f"{fullname} is now {package}.{now}", DeprecationWarning, stacklevel=2)
         return ModuleSpec(fullname, _Moved())
 
 

@@ -22,16 +22,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .state import refusal, relocated
+from .packed import AXES, TENSOR, from_bytes, refusal, rejoin, require_bounded, separate, to_bytes
+from .state import BLOCKS, relocated
 
 OWN = "seng"  # in a parameter's state: the preconditioner's part
 PLAIN = "plain"  # in that: the plain values, those of a new optimizer, too
 HELD = "held"  # beside them: the plain values of the block's curvature, where there is any
-TENSOR = "$tensor"  # in those: the key of the tensor in this place
-AXES = "$axes"  # beside it: the number of its axes
 ROOM, ROOM_PER_BLOCK = 2**12, 64  # bytes for step, seed and counters; for what ranks say of a block beside its name
 MULTIPLE = 2**8  # of bytes, for plain values of curvature: larger numbers need no more of them
-BLOCKS = ("curvature", "carriers")  # what a preconditioner's state holds by block
 
 
 class BaseStates(MutableMapping[Any, Any]):
@@ -70,6 +68,52 @@ class BaseStates(MutableMapping[Any, Any]):
         return len(list(iter(self)))
 
 
+def whole_state(
+    bases: Sequence[Optimizer], preconditioner: Mapping[str, Any], places: Mapping[str, tuple[int, torch.device]]
+) -> dict[str, Any]:
+    """Return the state of bases and preconditioner: each part's own, and all of it as ``torch.optim`` lays it out.
+
+    Args:
+        bases: The bases; those that have a form of their own for their states have it alone.
+        preconditioner: Its state.
+        places: Number and device of each block's first parameter.
+    """
+    own = [base.state_dict() for base in bases]
+    if not all({"state", "param_groups"} <= base.keys() for base in own):
+        return {"bases": own, "preconditioner": preconditioner}
+    own = numbered(own)
+    return {"bases": own, "preconditioner": preconditioner, **merged(own, preconditioner, places)}
+
+
+def parts_of(
+    state: Any, bases: Sequence[Optimizer], places: Mapping[str, tuple[int, torch.device]], layout: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    """Undo ``whole_state``, from either form alone, too: return the bases' state dicts and the preconditioner's.
+
+    Raises:
+        StateError: The state is of no SENG, of other bases or of another model, or its two forms differ.
+    """
+    keys = set(state) if isinstance(state, dict) else set()
+    own, torchs = {"bases", "preconditioner"}, {"state", "param_groups"}
+    require_bounded(state)
+    if not (own <= keys or (torchs <= keys and not own & keys)):
+        got = sorted(map(str, keys)) if isinstance(state, dict) else type(state).__name__
+        raise refusal("not a whole state of seng", f"keys {sorted(own)} or {sorted(torchs)}", got)
+    if not own <= keys:
+        return split(state, bases, layout)
+    states, preconditioner = state["bases"], state["preconditioner"]
+    if not isinstance(states, list) or len(states) != len(bases):
+        got = len(states) if isinstance(states, list) else type(states).__name__
+        raise refusal("other base optimizers", f"{len(bases)} states", got)
+    if isinstance(preconditioner, dict) and preconditioner.get("layout", layout) != layout:
+        raise refusal("a state of another model", layout, preconditioner["layout"])
+    if torchs & keys:
+        given = {key: state.get(key) for key in torchs}
+        if not alike(merged(numbered(states), preconditioner, places), given):
+            raise refusal("its two forms differ", f"the same in {sorted(own)} and {sorted(torchs)}", "another")
+    return states, preconditioner
+
+
 def numbered(bases: Sequence[Any]) -> list[Any]:
     """Return the bases' state dicts with parameters numbered over all of them."""
     found, start = [], 0
@@ -103,7 +147,7 @@ def merged(
     for k, (block, (place, device)) in enumerate(places.items()):
         plain = {"block": block} if k else {"block": block, "common": common}
         own = {part: preconditioner[part][block] for part in BLOCKS if block in preconditioner[part]}
-        encoded = {PLAIN: _to_bytes(plain, 1 if k else room, device), **(_encode(own, device) if own else {})}
+        encoded = {PLAIN: to_bytes(plain, 1 if k else room).to(device), **(_encode(own, device) if own else {})}
         state[place] = {**state[place], OWN: encoded}
     return {"state": state, "param_groups": groups}
 
@@ -159,41 +203,23 @@ def _encode(value: Any, device: torch.device) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            key = f"tensor{len(tensors)}"
-            tensors[key] = value if value.dim() else value.reshape(1)
-            return {TENSOR: key, AXES: value.dim()}
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    def put(_: str, x: Tensor) -> dict[str, Any]:
+        key = f"tensor{len(tensors)}"
+        tensors[key] = x if x.dim() else x.reshape(1)
+        return {TENSOR: key, AXES: x.dim()}
 
-    return {HELD: _to_bytes(plain(value), MULTIPLE, device), **tensors}
-
-
-def _to_bytes(plain: Any, multiple: int, device: torch.device) -> Tensor:
-    text = json.dumps(plain).encode()
-    text = text.ljust(-(-len(text) // multiple) * multiple)  # JSON may end in blanks
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
+    return {HELD: to_bytes(separate(value, put), MULTIPLE).to(device), **tensors}
 
 
 def _decode(encoded: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``merged`` keeps with a block, without curvature where some of it is missing."""
 
-    def whole(value: Any) -> Any:
-        if isinstance(value, dict) and TENSOR in value:
-            tensor = encoded[value[TENSOR]]
-            return tensor if value[AXES] else tensor.reshape(())
-        if isinstance(value, dict):
-            return {key: whole(item) for key, item in value.items()}
-        return [whole(item) for item in value] if isinstance(value, list) else value
+    def get(entry: dict[str, Any]) -> Tensor:
+        tensor = encoded[entry[TENSOR]]
+        return tensor if entry[AXES] else tensor.reshape(())
 
-    own = _from_bytes(encoded[PLAIN])
+    own = from_bytes(encoded[PLAIN])
     try:
-        return own | (whole(_from_bytes(encoded[HELD])) if HELD in encoded else {})
+        return own | (rejoin(from_bytes(encoded[HELD]), get) if HELD in encoded else {})
     except KeyError:  # no room was made for a tensor
         return own
-
-
-def _from_bytes(x: Tensor) -> Any:
-    return json.loads(bytes(x.tolist()))

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .bases import LEARNING_RATES, BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back, value_of
-from .checks import is_number, plain
+from .bases import BaseSettings, add_group, build_bases, load_base, rehearsable, taken_back
 from .config import OptionKeywords, Options, shows_options
 from .diagnostics import Coverage, LayerStats
-from .errors import OptionError, OrderError, SengError
+from .errors import OrderError
 from .events import few
-from .optim_state import BaseStates, alike, merged, numbered, split
+from .optim_state import BaseStates, parts_of, whole_state
+from .packed import readable
 from .preconditioner import Preconditioner
-from .state import refusal, relocated, require_bounded
+from .state import relocated
 from .wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -77,21 +77,7 @@ class SENG(Optimizer):
         **options: Unpack[OptionKeywords],
     ):
         unwrap(model, "SENG()")
-        lr, momentum, weight_decay = plain(lr), plain(momentum), plain(weight_decay)
-        _require("lr", lr, lr is None or _in_range(value_of(lr)), "a number >= 0, or None for the base's default")
-        _require("momentum", momentum, _in_range(momentum, 1), "a number in [0, 1)")
-        _require("weight_decay", weight_decay, _in_range(weight_decay), "a number >= 0")
-        _require("nesterov", nesterov, isinstance(nesterov, bool), "True or False")
-        _require("nesterov", nesterov, not nesterov or momentum > 0, "False where momentum is 0")
-        _require("base_options", base_options, isinstance(base_options, dict | None), "a dict or None")
-        if callable(base) and lr is not None:
-            raise OptionError(
-                "SENG()", "lr does not go with a factory", expected="None", got=lr,
-                fix="Give it to the optimizer that the factory makes",
-            )  # fmt: skip
-        if lr is None:
-            lr = LEARNING_RATES.get(base, 0.0) if isinstance(base, str) else 0.0
-        settings = BaseSettings(lr, momentum, nesterov, weight_decay, base_options or {})
+        settings = BaseSettings.build(base, lr, momentum, nesterov, weight_decay, base_options)
         Options.build("SENG()", dict(options), signature(SENG).parameters)
         self.preconditioner = Preconditioner(model, call="SENG()", **options)
         try:
@@ -216,11 +202,7 @@ class SENG(Optimizer):
             pre_hook(self)
         preconditioner = self.preconditioner.state_dict()
         preconditioner = preconditioner if curvature else relocated(preconditioner, None, {})
-        bases = [base.state_dict() for base in self.bases]
-        state: dict[str, Any] = {"bases": bases, "preconditioner": preconditioner}
-        if all({"state", "param_groups"} <= base.keys() for base in bases):
-            state["bases"] = numbered(bases)
-            state |= merged(state["bases"], preconditioner, self._places())
+        state = whole_state(self.bases, preconditioner, self._places())
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             changed = post_hook(self, state)
             state = state if changed is None else changed
@@ -249,7 +231,8 @@ class SENG(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             changed = pre_hook(self, state_dict)
             state_dict = state_dict if changed is None else changed
-        self.load_parts(lambda: self._parts(state_dict))
+        layout = self.preconditioner.layout.signature()
+        self.load_parts(lambda: parts_of(state_dict, self.bases, self._places(), layout))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -262,48 +245,15 @@ class SENG(Optimizer):
         """
         before = [dict(vars(base)) for base in self.bases]
         try:
-            bases, preconditioner = parts()
-            for base, state in zip(self.bases, bases, strict=True):
-                load_base(base, state)
-            self.preconditioner.load_state_dict(preconditioner)
-        except Exception as error:
+            with readable():
+                bases, preconditioner = parts()
+                for base, state in zip(self.bases, bases, strict=True):
+                    load_base(base, state)
+                self.preconditioner.load_state_dict(preconditioner)
+        except Exception:
             for base, held in zip(self.bases, before, strict=True):
                 vars(base).clear()
                 vars(base).update(held)
-            if isinstance(error, SengError):
-                raise
-            raise refusal("it cannot be read", "its own state", f"{type(error).__name__}: {error}") from error
+            raise
         finally:
             self._share_groups()
-
-    def _parts(self, state: Any) -> tuple[list[Any], dict[str, Any]]:
-        """Return the state of each base and of the preconditioner."""
-        keys = set(state) if isinstance(state, dict) else set()
-        own, torchs = {"bases", "preconditioner"}, {"state", "param_groups"}
-        require_bounded(state)
-        if not (own <= keys or (torchs <= keys and not own & keys)):
-            got = sorted(map(str, keys)) if isinstance(state, dict) else type(state).__name__
-            raise refusal("not a whole state of seng", f"keys {sorted(own)} or {sorted(torchs)}", got)
-        if not own <= keys:
-            return split(state, self.bases, self.preconditioner.state_dict()["layout"])
-        bases, preconditioner = state["bases"], state["preconditioner"]
-        if not isinstance(bases, list) or len(bases) != len(self.bases):
-            got = len(bases) if isinstance(bases, list) else type(bases).__name__
-            raise refusal("other base optimizers", f"{len(self.bases)} states", got)
-        layout = self.preconditioner.state_dict()["layout"]
-        if isinstance(preconditioner, dict) and preconditioner.get("layout", layout) != layout:
-            raise refusal("a state of another model", layout, preconditioner["layout"])
-        if torchs & keys:
-            given = {key: state.get(key) for key in torchs}
-            if not alike(merged(numbered(bases), preconditioner, self._places()), given):
-                raise refusal("its two forms differ", f"the same in {sorted(own)} and {sorted(torchs)}", "another")
-        return bases, preconditioner
-
-
-def _in_range(value: Any, high: float = float("inf")) -> bool:
-    return is_number(value) and 0 <= value < high
-
-
-def _require(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise OptionError("SENG()", f"{name} out of range", expected=expected, got=value, fix=f"Pass {name} in range")

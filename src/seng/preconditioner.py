@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import Block, Layout, lay_out, reweightable
+from .blocks import Block, Layout, reweightable
 from .capture import Capture
 from .config import OptionKeywords, Options, shows_options
 from .curvature import Curvature, as_captured, block_io, converted
@@ -26,8 +26,9 @@ from .errors import OrderError, RankError
 from .events import Events, listed
 from .factors import Kronecker
 from .gradients import BlockGradients, Gradients, collect, lacking, square
+from .grouping import lay_out
 from .hooks import recorders
-from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, bounds_passing, go_on
+from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, bounds_passing
 from .samples import Samples, Taken
 from .state import Held, read, write
 from .types import Grads, LayerIO, Product
@@ -289,7 +290,7 @@ class Preconditioner:
     def _go_on(self, inputs: StepInputs) -> bool:
         """Go on with the curvature held where all ranks can, else have it made anew: False if that has to wait."""
         samples = inputs.taken.samples if self._capture.armed else -1
-        kept, captured = go_on(self._refreshes, self._last_refresh, samples)
+        kept, captured = self._refreshes.go_on(self._last_refresh, samples)
         self._reach.share(self.strategy)
         if not kept:
             if self._step:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .checks import plain, require
 from .errors import OptionError
 
 Number = TypeVar("Number", int, float)
@@ -21,6 +22,21 @@ Schedule = Number | Callable[[int], Number]
 def value_at(schedule: Schedule[Number], step: int) -> Number:
     """Return the schedule's value at a step."""
     return schedule(step) if callable(schedule) else schedule
+
+
+def scheduled(call: str, name: str, schedule: Any, step: int) -> Any:
+    """Return a schedule's value at a step, numbers of other libraries as Python's.
+
+    Raises:
+        OptionError: The schedule failed.
+    """
+    try:
+        return plain(value_at(schedule, step))
+    except Exception as error:
+        raise OptionError(
+            call, f"{name} schedule failed", expected="a value at every step", got=type(error).__name__,
+            fix=f"Correct the schedule at step {step}: {error}",
+        ) from error  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,14 +62,15 @@ class Exponential:
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.initial > 0 and self.rate > 0 and self.every >= 1 and self.floor >= 0):
-            raise OptionError(
-                "Exponential()",
-                "argument out of range",
-                expected="initial > 0, rate > 0, every >= 1, floor >= 0",
-                got=self,
-                fix="Pass values in range",
-            )
+        good = self.initial > 0 and self.rate > 0 and self.every >= 1 and self.floor >= 0
+        require(
+            "Exponential()",
+            "argument",
+            self,
+            good,
+            "initial > 0, rate > 0, every >= 1, floor >= 0",
+            "Pass values in range",
+        )
 
     def __call__(self, step: int) -> float:
         return max(self.floor, self.initial * self.rate ** (step / self.every))
@@ -79,14 +96,10 @@ class DenseThenSparse:
     until: int = 30
 
     def __post_init__(self) -> None:
-        if not (self.dense >= 1 and self.sparse >= 1 and self.until >= 0):
-            raise OptionError(
-                "DenseThenSparse()",
-                "argument out of range",
-                expected="dense >= 1, sparse >= 1, until >= 0",
-                got=self,
-                fix="Pass values in range",
-            )
+        good = self.dense >= 1 and self.sparse >= 1 and self.until >= 0
+        require(
+            "DenseThenSparse()", "argument", self, good, "dense >= 1, sparse >= 1, until >= 0", "Pass values in range"
+        )
 
     def __call__(self, step: int) -> int:
         return self.dense if step < self.until else self.sparse
@@ -105,14 +118,8 @@ class PolynomialLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 6.0, last_epoch: int = -1):
-        if total_steps < 1 or power <= 0:
-            raise OptionError(
-                "PolynomialLR()",
-                "argument out of range",
-                expected="total_steps >= 1 and power > 0",
-                got=(total_steps, power),
-                fix="Pass values in range",
-            )
+        good, got = total_steps >= 1 and power > 0, (total_steps, power)
+        require("PolynomialLR()", "argument", got, good, "total_steps >= 1 and power > 0", "Pass values in range")
         self.total_steps, self.power = total_steps, power
         super().__init__(optimizer, last_epoch)
 

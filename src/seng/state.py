@@ -1,9 +1,9 @@
-"""State as tensors and plain values: frozen dataclasses of known types to dictionaries and back."""
+"""What a preconditioner carries from step to step, as tensors and plain values and back, tried before it is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -13,24 +13,17 @@ from .blocks import Block
 from .curvature import Curvature
 from .direction import is_sketched
 from .distributed import Strategy
-from .errors import SengError, StateError
-from .factors import Factor
 from .gradients import squared
+from .packed import anywhere, leaves, pack, readable, refusal, require_bounded, unpack
 from .refreshing import Carriers, Move, Place, move
-from .sketch import Sketch
 from .solve import CholeskyState, DirectState, EigenState, SolveState
-from .wrappers import own_part
 
-TYPES: dict[str, Any] = {"Curvature": Curvature, "Place": Place}
 VERSION = 1
+BLOCKS = ("curvature", "carriers")  # parts of a state that are kept block by block
 MOST_RANKS = 2**16
-MOST_VALUES, DEEPEST = 10**6, 50  # values and levels of containers in a state
 PLAIN: dict[str, type] = {"step": int, "last_refresh": int, "seed": int, "counters": dict, "curvature": dict}
-FORMS = frozenset({"fused", "foreach", "capturable", "differentiable"})  # how a base computes: each run's own affair
-SIMPLE: dict[str, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,)}  # types of fields
 LONGER = 2.0  # how much longer than g rounding may make damping (F + damping I)^-1 g, which is shorter
 UNIT = 0.01  # how far from 1 rounding may take the norm of an eigenvector, at any precision
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 Signature = dict[str, dict[str, list[int]]]
 
@@ -79,13 +72,9 @@ def read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
     Raises:
         StateError: The state is truncated, foreign, of another version or of another model.
     """
-    try:
+    with readable():
         require_bounded(state)
         return _read(state, signature, blocks)
-    except UNREADABLE as error:
-        if isinstance(error, SengError):
-            raise
-        raise refusal("it cannot be read", "its own state", f"{type(error).__name__}: {error}") from error
 
 
 def _read(state: Any, signature: Signature, blocks: Mapping[str, Block]) -> Held:
@@ -125,6 +114,13 @@ def relocated(state: Mapping[str, Any], moved: Move | None, curvature: Mapping[s
     return {**state, "last_refresh": last_refresh, "place": pack(place), "curvature": dict(curvature), "carriers": {}}
 
 
+def destination(
+    state: Mapping[str, Any], held: Sequence[Mapping[str, int]], offered: Sequence[Strategy]
+) -> Move | None:
+    """Return what this rank takes of a saved run's curvature, as ``move`` does, given the state of any of its ranks."""
+    return move(unpack(state["place"], torch.device("cpu")), held, offered)
+
+
 def moved_state(states: Sequence[Mapping[str, Any]], offered: Sequence[Strategy]) -> dict[str, Any]:
     """Return this rank's state of a run that was saved by others.
 
@@ -139,97 +135,13 @@ def moved_state(states: Sequence[Mapping[str, Any]], offered: Sequence[Strategy]
         require_bounded(own)
     state = states[offered[0].rank % len(states)]
     held = [{name: _nbytes(packed) for name, packed in own["curvature"].items()} for own in states]
-    moved = move(unpack(state["place"], torch.device("cpu")), held, offered)
+    moved = destination(state, held, offered)
     sources = moved.sources if moved else {}
     return relocated(state, moved, {name: states[rank]["curvature"][name] for name, rank in sources.items()})
 
 
 def _nbytes(packed: Any) -> int:
-    return sum(x.nbytes for x in _leaves(packed) if isinstance(x, Tensor))
-
-
-def require_bounded(state: Any) -> None:
-    """Refuse a state whose containers hold themselves, or hold others many times over: reading it would not end."""
-    for _ in _leaves(state):
-        pass
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield what lies in containers.
-
-    Raises:
-        StateError: A container holds itself, be it by way of others, or as many of them as no state has.
-    """
-    left, seen = [(value, 0)], 0
-    while left:
-        item, depth = left.pop()
-        seen += 1
-        if seen > MOST_VALUES or depth > DEEPEST:
-            raise refusal("containers in containers without end", f"{DEEPEST} levels", type(value).__name__)
-        if isinstance(item, Mapping | tuple | list):
-            items = item.values() if isinstance(item, Mapping) else item
-            left.extend((own, depth + 1) for own in items)
-        else:
-            yield item
-
-
-def refusal(problem: str, expected: object, got: object, layer: str | None = None) -> StateError:
-    """Return the error of a state that cannot be loaded."""
-    fix = "Load the state of this model and base, saved by this version of seng"
-    return StateError("load_state_dict()", problem, expected=str(expected), got=got, layer=layer, fix=fix)
-
-
-def anywhere(value: Any, test: Callable[[Tensor], Tensor]) -> bool:
-    """Return whether a test of numbers is true of any in a state."""
-    return any(_holds(item, test) for item in _leaves(value))
-
-
-def _holds(value: Any, test: Callable[[Tensor], Tensor]) -> bool:
-    if isinstance(value, float):
-        return bool(test(torch.tensor(value)))
-    if not isinstance(value, Tensor):
-        return False
-    part = own_part(value)
-    return (part.is_floating_point() or part.is_complex()) and bool(test(part).any())
-
-
-def pack(value: Any) -> Any:
-    """Return dictionaries, tuples, tensors and plain values only; loads with ``weights_only=True``."""
-    if is_dataclass(value) and not isinstance(value, type):
-        kind = type(value).__name__
-        return {"type": kind, **{field.name: pack(getattr(value, field.name)) for field in fields(value)}}
-    if isinstance(value, tuple):
-        return tuple(pack(item) for item in value)
-    return _alone(value) if isinstance(value, Tensor) else value
-
-
-def _alone(x: Tensor) -> Tensor:
-    """Return a tensor without the buffer that it came in: torch saves those whole, and refuses views of two dtypes."""
-    return x.clone() if x.is_contiguous() and x.untyped_storage().nbytes() > x.nbytes else x
-
-
-def unpack(packed: Any, device: torch.device) -> Any:
-    """Undo ``pack``, tensors on the given device.
-
-    Raises:
-        StateError: A type is unknown, or fields are missing.
-    """
-    if isinstance(packed, Tensor):
-        return packed.to(device)
-    if isinstance(packed, tuple | list):
-        return tuple(unpack(item, device) for item in packed)
-    if not isinstance(packed, dict):
-        return packed
-    name = packed.get("type")
-    known: dict[str, Any] = {**TYPES, **Factor.TYPES, **Sketch.TYPES, **SolveState.TYPES}
-    kind = known.get(name) if isinstance(name, str) else None
-    values = {key: unpack(item, device) for key, item in packed.items() if key != "type"}
-    if kind is None or set(values) != {field.name for field in fields(kind)}:
-        raise refusal("an entry cannot be read", f"one of {sorted(known)} with its fields", name)
-    for key, wanted in ((entry.name, str(entry.type)) for entry in fields(kind)):
-        if wanted in SIMPLE and type(values[key]) not in SIMPLE[wanted]:
-            raise refusal(f"{key} of a {name} cannot be read", wanted, values[key])
-    return kind(**values)
+    return sum(x.nbytes for x in leaves(packed) if isinstance(x, Tensor))
 
 
 def _ranks(state: Mapping[str, Any], blocks: Mapping[str, Block]) -> tuple[Place, dict[str, Carriers]]:
@@ -264,7 +176,7 @@ def _curvature(packed: Any, block: Block, step: int) -> Curvature:
     curvature = unpack(packed, block.parameters[0].device)
     try:
         usable = isinstance(curvature, Curvature) and _possible(curvature, block, step) and _works(curvature, block)
-    except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:
         raise refusal("curvature cannot be used", "tensors that fit together", str(error), block.name) from error
     if not usable:
         raise refusal("curvature cannot be used", "the curvature of this layer", type(curvature).__name__, block.name)
@@ -273,7 +185,7 @@ def _curvature(packed: Any, block: Block, step: int) -> Curvature:
 
 def _possible(curvature: Curvature, block: Block, step: int) -> bool:
     """Return whether a refresh before this step could have made these numbers."""
-    solved = [x for x in _leaves(pack(replace(curvature, factor=None))) if isinstance(x, Tensor)]
+    solved = [x for x in leaves(pack(replace(curvature, factor=None))) if isinstance(x, Tensor)]
     scalars = all(x.shape == () for x in (curvature.mean, curvature.peak, curvature.damping))
     rows = all(x is None or x.dim() == 1 for x in (curvature.row_sums, curvature.row_solution))
     counts = 0 <= curvature.samples < 2**63 and 0 <= curvature.step < max(step, 1)

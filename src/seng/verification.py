@@ -12,12 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from .blocks import Block, Layout, lay_out
+from .blocks import Block, Layout
 from .capture import Capture, Captured
 from .curvature import as_captured, block_io
 from .errors import ModelError, OrderError
+from .grouping import lay_out
 from .hooks import paused
-from .preflight import checked_options, untouched_buffers
+from .planning.report import checked_options
+from .planning.shapes import untouched_buffers
 from .wrappers import unwrap
 
 ROUNDINGS = 1e3  # of the captured dtype that sums over samples and positions may add up to

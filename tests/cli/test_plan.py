@@ -16,7 +16,7 @@ from seng.apps.train.data import signature
 from seng.apps.train.models import build_model
 from seng.apps.train.optimizers import seng_options
 from seng.apps.train.settings import override
-from seng.preflight import INTERVALS
+from seng.planning.report import INTERVALS
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("digits", "char-gpt")  # whose forward pass takes no second on one core

@@ -21,7 +21,7 @@ from seng import Preconditioner, curvature
 from seng.curvature import Solution
 from seng.distributed import STRATEGIES, Batch, Global, Local, Sharded, Strategy, several_ranks
 from seng.errors import ModelError, OptionError
-from seng.refreshing import dealing
+from seng.refreshing import solutions
 from seng.solve import FactorisationError
 
 HANG = 60  # seconds after which a collective call gives up
@@ -170,7 +170,7 @@ def test_failed_factorisation_keeps_the_last_curvature(
         model.zero_grad()
         model(torch.randn(6, 16, dtype=torch.float64)).pow(3).sum(1).mean().backward()
         if step == 1:
-            monkeypatch.setattr(dealing if name == "global" else curvature, "solve", _never)
+            monkeypatch.setattr(solutions if name == "global" else curvature, "solve", _never)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert pre.step()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from seng.distributed.plan import AGREEMENT, Load, Plan, plan_dealt, plan_local
-from seng.distributed.timing import Machine, Network, forecast, plain
 from seng.distributed.wire import BUCKET
 from seng.errors import OptionError
+from seng.planning.network import Machine, Network, forecast, plain
 
 RING, TREE = Network(1e-3, 1e6), Network(1e-3, 1e6, "tree")  # a message: 1 ms and 1 microsecond a byte
 MACHINE = Machine(step=0.5, gradient=8000, refresh_flops=1e6, step_flops=5e5)

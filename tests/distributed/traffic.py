@@ -15,8 +15,8 @@ from torch import distributed as dist
 
 from seng import Preconditioner
 from seng.distributed.ranks import Ranks
-from seng.distributed.timing import Network
-from seng.scaling import forecasts
+from seng.planning.forecast import forecasts
+from seng.planning.network import Network
 from seng.solve import EigenState
 
 

@@ -20,7 +20,7 @@ from seng.apps.theory.sketches import dense_sketch, direction, embedding, sample
 from seng.apps.theory.solvers import BOUNDS, SOLVED, solved, system_of
 from seng.apps.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
 from seng.distributed import Local
-from seng.distributed.wire import Wire
+from seng.distributed.communicator import Communicator
 from seng.estimators import ESTIMATORS, Form, LowRank, Operator, Rows, Sketched, Truncated
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
 from seng.factors import Explicit, Factor, combine, merge, truncate
@@ -332,13 +332,13 @@ def test_equation_24_ranks_take_the_mean_of_their_directions():
     mine, other = [random(3, 2), random(4)], [random(3, 2, seed=1), random(4, seed=2)]
     expected = [(a + b) / 2 for a, b in zip(mine, other, strict=True)]
 
-    class TwoRanks(Wire):
+    class TwoRanks(Communicator):
         rank, world, dtype = 0, 2, None
 
         def __init__(self) -> None:
             pass
 
-        def sum(self, flat: Tensor, purpose: str):
+        def start_sum(self, flat: Tensor, purpose: str):
             return lambda: flat + torch.cat([x.reshape(-1) for x in other])
 
     updates = Local(wire=TwoRanks()).updates({"layer": mine})

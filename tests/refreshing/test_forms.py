@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from seng.blocks import Block, lay_out
+from seng.blocks import Block
 from seng.capture import Capture
 from seng.config import Options
 from seng.curvature import Pool, factor_of, member_io
@@ -16,6 +16,7 @@ from seng.distributed.parcels import frame_of, tensors_of
 from seng.estimators import Choice, LowRank, Operator
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
 from seng.factors import Factor
+from seng.grouping import lay_out
 from seng.refreshing.forms import CAPTURED, LOW_RANK, ROWS, form_of, framed, parts_in_form, pooled, received, specs_of
 from seng.types import LayerIO
 

@@ -9,8 +9,7 @@ import pytest
 
 from seng.distributed import Strategy
 from seng.refreshing import Move, Place, move
-from seng.refreshing.moving import move_one
-from seng.refreshing.resuming import Standing, fit_together
+from seng.refreshing.moving import Standing, fit_together, move_one
 
 BYTES = {"a": 60, "b": 50, "c": 10}
 

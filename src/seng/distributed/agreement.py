@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from ..errors import RankError
-from .wire import Wire
+from .communicator import Communicator
 
 PURPOSE = "agreement"
 
 
-def agree(wire: Wire, good: Tensor, facts: Mapping[str, str]) -> Callable[[], bool]:
+def agree(wire: Communicator, good: Tensor, facts: Mapping[str, str]) -> Callable[[], bool]:
     """Start to agree; return a function that waits, and says whether ``good``, a 0-d bool, holds on all ranks.
 
     The function raises RankError where a rank has told of an error, or other facts.
     """
     number = _number(facts)
-    wait = wire.least(good, [wire.world, number, -number], PURPOSE)
+    wait = wire.start_min(good, [wire.world, number, -number], PURPOSE)
 
     def agreed() -> bool:
         ok, alive, low, high = wait()
@@ -38,9 +38,9 @@ def agree(wire: Wire, good: Tensor, facts: Mapping[str, str]) -> Callable[[], bo
     return agreed
 
 
-def tell_of_error(wire: Wire, device: torch.device) -> None:
+def tell_of_error(wire: Communicator, device: torch.device) -> None:
     """Make the other ranks' ``agree`` raise: this one will not go on."""
-    wire.least(torch.zeros((), dtype=torch.bool, device=device), [wire.rank, 0, 0], PURPOSE)()
+    wire.start_min(torch.zeros((), dtype=torch.bool, device=device), [wire.rank, 0, 0], PURPOSE)()
 
 
 def _number(facts: Mapping[str, str]) -> int:
@@ -53,8 +53,8 @@ def _call(facts: Mapping[str, str]) -> str:
     return facts.get("call", "step()")
 
 
-def _difference(wire: Wire, facts: Mapping[str, str]) -> RankError:
-    everyones: list[dict[str, str]] = wire.objects(dict(facts))  # type: ignore[assignment]
+def _difference(wire: Communicator, facts: Mapping[str, str]) -> RankError:
+    everyones = wire.gather(dict(facts))
     name = next(
         key for key in dict.fromkeys(key for own in everyones for key in own)
         if len({own.get(key) for own in everyones}) > 1

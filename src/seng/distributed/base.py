@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from ..wrappers import Cut
+from .communicator import Communicator, several_ranks
 from .plan import RATES, Load, Plan, Rates
-from .wire import Spec, several_ranks
+from .wire import Spec
 
 T = TypeVar("T")
+Makers = Mapping[str, Callable[[], list[Tensor]]]  # by block, what makes this rank's tensors
+Everyones = Mapping[str, list[list[Spec]]]  # by block and rank, shapes and dtypes of everyone's
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Updates(ABC):
 class Strategy:
     """One process: every rank keeps to itself.
 
-    Laws every subclass obeys: ``together``, ``everyones``, ``census``, ``exchange``, ``spread``, ``tables`` and what
+    Laws every subclass obeys: ``together``, ``census``, ``exchange``, ``spread``, ``tables`` and what
     ``updates`` gives are collective calls, made in the same order by all ranks; an error raised inside ``together`` on
     one rank is an error on all before anything else is sent; after ``Updates.finish`` all ranks hold the same
     directions, bit for bit.
@@ -56,6 +59,7 @@ class Strategy:
         name: Key of the table.
         pooled: Whether one curvature has the samples of all ranks behind it.
         several: Whether directions travel between ranks.
+        wire: Collective calls between the ranks.
         rank: This rank.
         world: Number of ranks.
         plan: Who does what; made at the first refresh.
@@ -67,6 +71,7 @@ class Strategy:
 
     def __init__(self, wire_dtype: torch.dtype | None = None):
         self.wire_dtype = wire_dtype
+        self.wire = Communicator()
         self.rank, self.world = 0, 1
         self.plan = Plan("none", 1)
         self.device = torch.device("cpu")
@@ -97,10 +102,6 @@ class Strategy:
         """Return every rank's numbers."""
         return [list(numbers)]
 
-    def everyones(self, own: object) -> list[object]:
-        """Return every rank's object. A collective call, for what is rare."""
-        return [own]
-
     def arrange(self, loads: Mapping[str, Load], interval: int, overhead: int, budget: int | None) -> Plan:
         """Return who does what. Pure: the same on all ranks for the same numbers."""
         return Plan("none", 1, interval=interval)
@@ -125,9 +126,7 @@ class Strategy:
         """Return the ranks that need every rank's samples of a block."""
         return ()
 
-    def exchange(
-        self, own: Mapping[str, Callable[[], list[Tensor]]], specs: Mapping[str, list[list[Spec]]]
-    ) -> Callable[[str], list[list[Tensor]]]:
+    def exchange(self, own: Makers, specs: Everyones) -> Callable[[str], list[list[Tensor]]]:
         """Start sending samples to those who read them.
 
         Args:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..wrappers import Cut
 from .base import Updates
+from .communicator import Communicator, Pending
 from .plan import Load, Plan, plan_local
 from .ranks import Ranks
 from .shards import Reassembled
-from .wire import Pending, Spec, Wire, buckets
+from .wire import Spec, buckets
 
 
 class Local(Ranks):
@@ -46,7 +47,7 @@ class Local(Ranks):
 
 
 class _Averaged(Updates):
-    def __init__(self, wire: Wire, gradients: Mapping[str, Sequence[Tensor]]):
+    def __init__(self, wire: Communicator, gradients: Mapping[str, Sequence[Tensor]]):
         self._wire, self._gradients = wire, gradients
         self._absent: set[str] = set()
         self._runs = _runs(wire, gradients)
@@ -69,7 +70,7 @@ class _Averaged(Updates):
                 for name in names
                 for x in self._gradients[name]
             ]
-            self._sent.append(self._wire.sum(torch.cat(parts), "directions"))
+            self._sent.append(self._wire.start_sum(torch.cat(parts), "directions"))
 
     def finish(self, holders: Mapping[str, int]) -> None:
         for names, wait in zip(self._runs, self._sent, strict=True):
@@ -79,7 +80,7 @@ class _Averaged(Updates):
                     x.copy_(part.view_as(x)).div_(count)
 
 
-def _runs(wire: Wire, gradients: Mapping[str, Sequence[Tensor]]) -> list[list[str]]:
+def _runs(wire: Communicator, gradients: Mapping[str, Sequence[Tensor]]) -> list[list[str]]:
     """Cut the blocks into buckets of one dtype, in their order."""
     runs: list[list[str]] = []
     for _, group in groupby(gradients, key=lambda name: gradients[name][0].dtype):

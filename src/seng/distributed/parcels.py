@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from ..types import LayerIO, Lookup, Product, Rows
 KINDS = ("absent", "product", "lookup", "rows")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32)
 Spec = tuple[tuple[int, ...], torch.dtype]
+Members = Mapping[str, Mapping[int, LayerIO]]  # what each block's members captured
 
 
 @dataclass(frozen=True)
@@ -96,3 +97,75 @@ def silent(frame: Frame, n: int, widths: Sequence[int], device: torch.device) ->
 def shape_only(frame: Frame, widths: Sequence[int]) -> LayerIO:
     """Return what a frame describes without any data, to plan with."""
     return io_of(frame, [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in frame.specs(widths)])
+
+
+@dataclass(frozen=True)
+class Census:
+    """What every rank captured, in shapes.
+
+    Args:
+        samples: By rank.
+        frames: By rank: of each block that was used, each member's.
+    """
+
+    samples: tuple[int, ...]
+    frames: tuple[dict[str, dict[int, Frame]], ...]
+
+    @classmethod
+    def gather(
+        cls,
+        members: Members,
+        samples: int,
+        entries: Sequence[tuple[str, int]],
+        everyones: Callable[[list[int]], list[list[int]]],
+    ) -> Census:
+        """Tell all ranks what this one captured, as integers. A collective call.
+
+        Args:
+            members: By block and member, the samples.
+            samples: Their number.
+            entries: The blocks and members that any rank may have samples of.
+            everyones: Returns every rank's integers.
+        """
+        row = [samples]
+        for block, k in entries:
+            io = members.get(block, {}).get(k)
+            row += (Frame() if io is None else frame_of(io)).numbers()
+        rows = everyones(row)
+        frames: list[dict[str, dict[int, Frame]]] = [{} for _ in rows]
+        for row, own in zip(rows, frames, strict=True):
+            for place, (block, k) in enumerate(entries):
+                frame = Frame(*row[1 + place * NUMBERS : 1 + (place + 1) * NUMBERS])
+                if frame.kind:
+                    own.setdefault(block, {})[k] = frame
+        return cls(tuple(row[0] for row in rows), tuple(frames))
+
+    def of(self, block: str) -> list[dict[int, Frame]]:
+        """Return each rank's frames of a block, empty where it was not used."""
+        return [own.get(block, {}) for own in self.frames]
+
+    def rows(self, rank: int, positions: str) -> int:
+        """Return how many rows of U a rank has."""
+        longest = max((frame.s for own in self.frames[rank].values() for frame in own.values()), default=1)
+        return self.samples[rank] * (longest if positions == "expand" else 1)
+
+    def without(self, ranks: set[int]) -> Census:
+        """Return the census as if some ranks had no samples."""
+        samples = tuple(0 if rank in ranks else n for rank, n in enumerate(self.samples))
+        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.frames)))
+
+    def joined(self, block: str, pooled: bool) -> dict[int, Frame]:
+        """Return the frames of a block's samples on all ranks together, or of the largest share."""
+        found: dict[int, list[Frame]] = {}
+        for own in self.of(block):
+            for k, frame in own.items():
+                found.setdefault(k, []).append(frame)
+        count = sum if pooled else max
+        return {
+            k: replace(alike[-1], n=count(frame.n for frame in alike), s=max(frame.s for frame in alike))
+            for k, alike in found.items()
+        }
+
+    def looks_up(self, block: str) -> bool:
+        """Whether a block's samples are an embedding's on any rank."""
+        return any(KINDS[frame.kind] == "lookup" for own in self.of(block) for frame in own.values())

@@ -6,7 +6,7 @@ Legend: M ranks. Bytes are those a rank receives (see ``wire``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 AGREEMENT = 4 * 8  # bytes of the one all-reduce of every step: may it be taken, and are all ranks at the same place
 
@@ -44,6 +44,10 @@ class Load:
     def whole(self, rank: int) -> int:
         """Return what a rank receives to have the gradient whole."""
         return sum(self.parts) - self.parts[rank] if self.parts else 0
+
+    def coefficients(self, ranks: int) -> int:
+        """Return the bytes of so many ranks' coefficients and multipliers, which thin factors need at a step."""
+        return ranks * (1 + max(self.columns, default=0)) * self.itemsize
 
     def direction(self, rank: int, writers: int) -> int:
         """Return what a rank receives of so many ranks' directions: sums on their way, where nothing is cut."""
@@ -153,7 +157,7 @@ def plan_local(
     """
     held, thin = sum(load.held for load in loads.values()), set()
     for name, load in loads.items():
-        others, message = sum(load.parcels), (world - 1) * (1 + max(load.columns, default=0)) * load.itemsize
+        others, message = sum(load.parcels), load.coefficients(world - 1)
         fits = budget is None or held + others <= budget
         saved = load.update - others / interval - message
         dear = (world - 1) * load.apply_flops / rates.flops if rates else 0.0
@@ -162,7 +166,7 @@ def plan_local(
             held += others
     step, refresh = [AGREEMENT] * world, [overhead] * world
     for name, load in loads.items():
-        everyones, message = sum(load.parcels), (world - 1) * (1 + max(load.columns, default=0)) * load.itemsize
+        everyones, message = sum(load.parcels), load.coefficients(world - 1)
         for rank in range(world):
             if name in thin:
                 step[rank] += message
@@ -227,11 +231,7 @@ def cheapest(plans: Iterable[Plan], rates: Rates, budget: int | None) -> Plan:
     plans = list(plans)
     fitting = [plan for plan in plans if budget is None or max(plan.held) <= budget]
     if not fitting:
-        return _because(min(plans, key=lambda plan: max(plan.held)), "it holds least")
+        return replace(min(plans, key=lambda plan: max(plan.held)), reason="it holds least")
     best = min(fitting, key=lambda plan: plan.seconds(rates))
     kept = ", ".join(f"{plan.name} {plan.seconds(rates) * 1e3:.2g} ms" for plan in fitting)
-    return _because(best, f"least estimated time a step of {kept}")
-
-
-def _because(plan: Plan, reason: str) -> Plan:
-    return Plan(**{**vars(plan), "reason": reason})
+    return replace(best, reason=f"least estimated time a step of {kept}")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..wrappers import Cut
 from .base import Updates
-from .wire import Pending, Spec, Wire, buckets, pack, parcel_bytes, unpack
+from .communicator import Communicator, Pending
+from .wire import Spec, buckets, pack, parcel_bytes, unpack
 
 Who = Callable[[str], Sequence[int]]  # ranks, by name of a block
 
@@ -32,7 +33,7 @@ class Reassembled(Updates):
 
     def __init__(
         self,
-        wire: Wire,
+        wire: Communicator,
         parts: Mapping[str, Sequence[Tensor]],
         cuts: Mapping[str, Sequence[Cut]],
         readers: Who,
@@ -134,7 +135,7 @@ class Reassembled(Updates):
 
     def _deal(self, tensors: Iterable[Tensor], specs: list[list[Spec]], due: list[int], purpose: str) -> Pending:
         flat = pack(tensors, [spec for theirs in specs for spec in theirs], self._device)
-        return self._wire.deal(flat, [parcel_bytes(theirs) for theirs in specs], due, purpose)
+        return self._wire.start_all_to_all(flat, [parcel_bytes(theirs) for theirs in specs], due, purpose)
 
 
 def _split(flat: Tensor, specs: Sequence[Sequence[Sequence[Spec]]]) -> list[list[list[Tensor]]]:

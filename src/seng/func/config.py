@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..config import is_number, plain
+from ..checks import is_number, plain, require
 from ..errors import OptionError, choose
 
 DTYPES = (torch.float32, torch.float64)
@@ -86,12 +86,6 @@ class Settings:
             good = any(value is dtype for dtype in known)
             require(call, name, value, good, "torch.float32 or torch.float64")
         weights_of(call, self.weights)
-
-
-def require(call: str, name: str, value: object, good: bool, expected: str) -> None:
-    """Raise OptionError unless the value is good."""
-    if not good:
-        raise OptionError(call, f"{name} out of range", expected=expected, got=value, fix=f"Pass {name} in range")
 
 
 def require_number(

@@ -78,7 +78,7 @@ def covariance(residual_fn: Any, params: Any, batch: Any, **settings: Any) -> Co
     own = torch.cat([rows.tile(k) for k in range(len(rows.pieces))]).double()
     whole = rows.ranks.collect(own / norms, rows.lengths)
     inverse = own.new_zeros(p, p) if whole is None else _inverse_of_r(whole)
-    inverse = rows.ranks.first(inverse)
+    inverse = rows.ranks.broadcast(inverse)
     if not bool(torch.isfinite(inverse).all()):
         undetermined = [name for name, part in zip(layout.names, layout.split(norms), strict=True) if (part == 0).any()]
         raise SingularError(

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import plain, scheduled
+from ..checks import plain, require
 from ..errors import OptionError, choose
-from ..schedules import Schedule, value_at
-from .config import require, require_number
+from ..schedules import Schedule, scheduled, value_at
+from .config import require_number
 from .damping import DAMPING_RULES
 from .direction import Directions, Info
 from .linesearch import LINE_SEARCHES

@@ -114,7 +114,7 @@ class Problem:
             for term, total, value in zip(self.terms, totals, values, strict=True)
         ]
         r = torch.cat(parts).to(self.settings.solve_dtype)
-        return self.ranks.join(r, self.ranks.lengths(len(r)))
+        return self.ranks.join(r, self.ranks.gather(len(r)))
 
     def linearise(self) -> Linearisation:
         """Return rows and gradient.
@@ -223,7 +223,7 @@ def _with_chances(term: Term, problem: Problem) -> Term:
             problem.call, f"batch of {term.name!r} cannot be used", expected="a pair (inputs, targets)",
             got=type(term.samples).__name__, fix="Pass a pair, or another fisher",
         )  # fmt: skip
-    lengths = problem.ranks.lengths(term.count)
+    lengths = problem.ranks.gather(term.count)
     generator = problem.generator(f"labels of {term.name}")
     chances = torch.rand(sum(lengths), generator=generator, dtype=torch.float64).split(lengths)[problem.ranks.rank]
     return replace(term, samples=(*term.samples, chances.to(problem.params.leaves[0].device)))

@@ -242,4 +242,4 @@ def rows_of(
     leaves = params.values(dtype)
     cast = [term.in_dtype(dtype) for term in terms]
     factors = factors_of(cast, leaves, widths, scales, memory // 2, max(1, memory // (COPIES * row_bytes)))
-    return Rows(cast, scales, widths, params, leaves, pieces, ranks.lengths(m), ranks, hold, factors)
+    return Rows(cast, scales, widths, params, leaves, pieces, ranks.gather(m), ranks, hold, factors)

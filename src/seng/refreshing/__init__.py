@@ -1,11 +1,11 @@
 """From what layers captured to curvature on the ranks that hold it. One process is the case of one rank."""
 
 from .facts import Facts
+from .incoming import Members
 from .moving import Move, Place, move
 from .reach import Reach, bounds_passing
 from .refresh import Refresh, Refreshes
-from .resuming import go_on
-from .sharing import Members, Sharing
+from .sharing import Sharing
 from .thin import Carriers, ThinCorrections
 
 __all__ = [
@@ -20,6 +20,5 @@ __all__ = [
     "Sharing",
     "ThinCorrections",
     "bounds_passing",
-    "go_on",
     "move",
 ]

@@ -1,9 +1,9 @@
-"""Where saved curvature goes when a run continues, on as many ranks as before or on others."""
+"""Where curvature goes when a run continues, on as many ranks as before or on others, and whether it can. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..distributed import Strategy
 from ..distributed.plan import deal
@@ -100,3 +100,34 @@ def _of_all_samples(saved: Place, held: Sequence[Mapping[str, int]], own: Strate
     if settled:
         mine = {block: own.rank if block in held[own.rank] else rank for block, rank in mine.items()}
     return Move(Place(own.name, own.rank, own.world, tuple(owners.items()), apart), mine)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a rank could go on with.
+
+    Args:
+        place: By whom its curvature was made; None where it lacks what other ranks hold.
+        last_refresh: When.
+        means: By block, the mean eigenvalue of what it holds.
+        captured: The samples it has captured, -1 where its layers were not listened to.
+    """
+
+    place: Place | None
+    last_refresh: int
+    means: dict[str, float]
+    captured: int
+
+
+def fit_together(everyone: Sequence[Standing]) -> bool:
+    """Return whether ranks can go on: one plan, one refresh, and of what several hold the same. Pure."""
+    first, means = everyone[0], dict[str, float]()
+    if first.place is None or first.last_refresh < 0:
+        return False
+    plan = replace(first.place, rank=0)
+    for own in everyone:
+        same = own.place is not None and replace(own.place, rank=0) == plan and own.last_refresh == first.last_refresh
+        if not same:
+            return False
+    pairs = [pair for own in everyone for pair in own.means.items()] if plan.owners else []
+    return all(means.setdefault(name, mean) == mean for name, mean in pairs)

@@ -9,11 +9,14 @@ from typing import Any
 from ..blocks import Layout
 from ..curvature import BlockParts, Curvature, Pool, factor_of, refresh
 from ..direction import solve_rows
+from ..distributed.parcels import Census
 from ..errors import BatchError, OrderError
 from ..solve import FactorisationError
-from .dealing import refresh_shared
+from .incoming import Incoming, Members, exchange
+from .moving import Standing, fit_together
 from .reach import Reach
-from .sharing import Incoming, Members, Sharing
+from .sharing import Sharing
+from .solutions import refresh_shared
 from .thin import ThinCorrections
 
 Span = Callable[[str], AbstractContextManager[Any]]
@@ -61,7 +64,7 @@ class Refreshes:
             MemoryBudgetError: No plan fits the memory budget.
         """
         sharing, options = self.sharing, self.sharing.options
-        census = sharing.census(members, samples)
+        census = Census.gather(members, samples, sharing.entries, sharing.strategy.census)
         ranks = range(len(census.samples))
         rows = [census.rows(rank, options.positions) for rank in ranks]
         once = options.serves_once(step)  # nothing held could serve instead
@@ -80,7 +83,35 @@ class Refreshes:
                 members.clear()
                 self._put_off(rows[sharing.strategy.rank], alone=True)
         self._count_unused({name for own in census.frames for name in own} | set(refused))
-        return Refresh(self, sharing.exchange(census, members, step), step)
+        blocks, strategy = self.layout.blocks, sharing.strategy
+        return Refresh(self, exchange(blocks, options, strategy, sharing.choices, census, members, step), step)
+
+    def go_on(self, last_refresh: int, captured: int) -> tuple[bool, bool]:
+        """Go on with the curvature held where every rank can; else let go of it on all. A collective call.
+
+        Args:
+            last_refresh: Step of its refresh, -1 before the first.
+            captured: The samples that this rank has captured, -1 where its layers were not listened to.
+
+        Returns:
+            Whether the curvature stays, and whether a refresh can follow at once.
+        """
+        sharing, held, thin = self.sharing, self.curvature, self.thin
+        moved = sharing.moved(held, thin.carriers)
+        means = {name: float(held[name].mean) for name in moved.sources} if moved else {}
+        own = Standing(moved and moved.place, last_refresh, means, captured)
+        everyone = sharing.strategy.wire.gather(own)
+        if moved is not None and fit_together(everyone):
+            sharing.go_on_from(moved.place)
+            self.curvature = {name: held[name] for name in moved.sources}
+            thin.carriers = {name: thin.carriers[name] for name in moved.place.thin}
+        else:
+            moved = None
+            sharing.start_anew()
+            self.curvature, thin.carriers = {}, {}
+        self.reach.restore(self.curvature)
+        captures = [standing.captured for standing in everyone]
+        return moved is not None, min(captures) >= 0 and max(captures) > 0
 
     def _put_off(self, rows: int, alone: bool = False) -> None:
         if self.reach.begun or alone:
@@ -118,7 +149,10 @@ class Refresh:
     def __init__(self, refreshes: Refreshes, incoming: Incoming, step: int):
         self._all, self._incoming, self._step = refreshes, incoming, step
         self.fresh = refreshes.sharing.options.curvature_batch == "current" or not refreshes.reach.begun
-        refreshes.thin.prepare(incoming.refreshed, refreshes.sharing.strategy.plan.thin, self.fresh)
+        thin, self._thin = refreshes.sharing.strategy.plan.thin, refreshes.thin
+        self._any_thin = bool(thin or self._thin.carriers)
+        if self._any_thin:
+            self._thin.prepare(incoming.refreshed, thin, self.fresh)
 
     def block(self, name: str) -> None:
         """Make a block's curvature by this rank alone, unless it is another's or done."""
@@ -142,7 +176,7 @@ class Refresh:
         if name not in sharing.strategy.plan.thin:
             return self._incoming.take(block)
         everyones, choice = self._incoming.take_each(block), sharing.choices[name]
-        carriers = self._all.thin.take(
+        carriers = self._thin.take(
             name,
             tuple(
                 factor_of(block, parts, choice, pool, sharing.options, self._step)[0].carrier() if parts else None
@@ -180,7 +214,8 @@ class Refresh:
     def finish(self) -> None:
         """Make what is left, and tell all ranks what is held now. A collective call."""
         self.shared()
-        self._all.thin.adopt()
+        if self._any_thin:
+            self._thin.adopt()
         self._all.reach.share(self._all.sharing.strategy)
 
     def _made_now(self, name: str) -> bool:

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..blocks import Block, lay_out
+from ..blocks import Block
 from ..capture import Capture
 from ..config import Options
 from ..curvature import as_captured, block_io
+from ..grouping import lay_out
 from ..preconditioner import Preconditioner
 from ..schedules import value_at
 from ..wrappers import unwrap

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..layers import layer_of, parameter_of
 from ..linalg import damped_power
-from ..preflight import untouched_buffers
+from ..planning.shapes import untouched_buffers
 
 
 def loop_gradients(

@@ -22,8 +22,8 @@ from .options import AsJson, Assignments, RecipeArgument, assignment
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ...distributed.timing import Forecast
-    from ...preflight import Plan
+    from ...planning.network import Forecast
+    from ...planning.report import Plan
 
 EXAMPLES = (
     "seng plan imagenet-resnet50 --processes 4 --ranks 1024 --bandwidth 25 --latency 10 --rate 8000",
@@ -115,7 +115,7 @@ def plan_run(config: RunConfig, processes: int = 1) -> Plan:
     Raises:
         ConfigError: The run's optimizer keeps no curvature.
     """
-    from ...preflight import plan  # this waits for torch, which --help does not need
+    from ...planning.report import plan  # this waits for torch, which --help does not need
 
     model, inputs, options = _on_paper(config, processes)
     return plan(model, inputs, **options)
@@ -136,13 +136,13 @@ def forecast_run(
         config: The run's settings; the strategy it names is left out.
         processes: How many share the samples of a step: each rank has as many as one of them.
         ranks: Numbers of ranks.
-        network: Arguments of ``seng.distributed.timing.Network``.
+        network: Arguments of ``seng.planning.network.Network``.
         flops: Operations a second of a rank.
         seconds: Of a rank's step without curvature; None: from operations.
         step_flops: Operations a second of preconditioning; None: ``flops``.
     """
-    from ...distributed.timing import Network
-    from ...scaling import forecasts
+    from ...planning.forecast import forecasts
+    from ...planning.network import Network
 
     model, inputs, options = _on_paper(config, processes)
     options |= {"distributed": "auto", "reweight": False}
@@ -223,7 +223,7 @@ def _on_paper(config: RunConfig, processes: int) -> tuple[nn.Module, Tensor, dic
 
 def show(planned: Plan, config: RunConfig, processes: int, intervals: tuple[int, ...]) -> None:
     """Print a plan as a table with its totals."""
-    from ...preflight import COLUMNS
+    from ...planning.report import COLUMNS
 
     console = Console(highlight=False, soft_wrap=True)
     console = console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=UNBOUNDED)

@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...blocks import Block, lay_out
+from ...blocks import Block
 from ...capture import Capture
 from ...config import Options
 from ...curvature import member_io
 from ...errors import ModelError
+from ...grouping import lay_out
 from ...types import Product
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -5,36 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ...distributed import ranks_present
+from ...distributed import Communicator, ranks_present
 from .errors import ConfigError
 
 CALL = "seng train"
-T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Ranks:
+class Ranks(Communicator):
     """This process's place among those of the run.
 
-    All methods but ``share`` are collective calls, and raise RankError where another process is gone.
-
-    Attributes:
+    Args:
         rank: this process's number; 0 writes files and shows progress.
         world: how many there are.
         local: its number on its machine, which is its GPU's.
     """
 
-    rank: int = 0
-    world: int = 1
-    local: int = 0
+    def __init__(self, rank: int = 0, world: int = 1, local: int = 0):
+        super().__init__(rank, world, call=CALL)
+        self.local = local
 
     @property
     def first(self) -> bool:
@@ -44,40 +38,6 @@ class Ranks:
     def share(self, indices: Tensor) -> Tensor:
         """Return this process's part of a batch; parts differ by at most one sample."""
         return indices.tensor_split(self.world)[self.rank]
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes."""
-        if self.world > 1:
-            values = values.clone()
-            with ranks_present(CALL):
-                dist.all_reduce(values)
-        return values
-
-    def largest(self, value: int) -> int:
-        """Return the largest of the processes' values."""
-        if self.world == 1:
-            return value
-        values = torch.tensor([value])
-        with ranks_present(CALL):
-            dist.all_reduce(values, dist.ReduceOp.MAX)
-        return int(values)
-
-    def agree(self, ok: bool) -> bool:
-        """Return whether all processes say yes."""
-        return not self.largest(int(not ok))
-
-    def gather(self, value: T) -> list[T]:
-        """Return the value of every process, by number."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        with ranks_present(CALL):
-            dist.all_gather_object(values, value)
-        return values
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        self.largest(0)
 
     def replicate(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return the model as it is to be called: gradients are then averaged over the processes."""
@@ -99,10 +59,8 @@ class Ranks:
     @torch.no_grad()
     def copy_buffers(self, model: nn.Module) -> None:
         """Give all processes the first one's buffers (running statistics), as a replicated model does at each step."""
-        if self.world > 1:
-            with ranks_present(CALL):
-                for buffer in model.buffers():
-                    dist.broadcast(buffer, 0)
+        for buffer in model.buffers() if self.world > 1 else ():
+            buffer.copy_(self.broadcast(buffer))
 
 
 ALONE = Ranks()

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...checks import require
 from ...errors import OptionError, choose
-from ..config import Settings, require, require_number
+from ..config import Settings, require_number
 from ..ranks import ranks_for
 from .stages import RESAMPLING, Stage, first_size
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ...checks import require
 from ...errors import BatchError
 from ...sketch import generator_for
-from ..config import require
 from ..problem import Problem
 from ..terms import Term, values_of
 from ..trees import count_samples

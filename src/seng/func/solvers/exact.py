@@ -45,7 +45,7 @@ class Exact(Solver):
                 facts[0] = self._factor.rungs
             except FactorisationError:
                 facts[1] = 1
-        rungs, failed = self.rows.ranks.first(facts).tolist()
+        rungs, failed = self.rows.ranks.broadcast(facts).tolist()
         self.rungs = int(rungs)
         if failed:
             raise FactorisationError("the Gram matrix is not finite, or no jitter made it positive definite")
@@ -58,7 +58,7 @@ class Exact(Solver):
         best, least = c, inf
         for _ in range(REFINEMENTS):
             left = r - self.rows.mv(self.rows.rmv(c)) - self.damping * c
-            size = float(self.rows.ranks.first(left.norm()))
+            size = float(self.rows.ranks.broadcast(left.norm()))
             if size < least:
                 best = c
             if not size < least / 2:
@@ -67,4 +67,4 @@ class Exact(Solver):
         return best
 
     def _solve(self, r: Tensor) -> Tensor:
-        return self.rows.ranks.first(torch.empty_like(r) if self._factor is None else self._factor.solve(r))
+        return self.rows.ranks.broadcast(torch.empty_like(r) if self._factor is None else self._factor.solve(r))

@@ -42,4 +42,4 @@ class Gaussian(Solver):
         self.rungs = self._factor.rungs
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        return self.rows.ranks.first(self.sketch.mT @ self._factor.solve(self.sketch @ r))
+        return self.rows.ranks.broadcast(self.sketch.mT @ self._factor.solve(self.sketch @ r))

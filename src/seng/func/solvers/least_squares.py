@@ -59,7 +59,7 @@ class LeastSquares(Solver):
         if self._q is not None:
             top = torch.ormqr(*self._q, r[:, None], transpose=True)[:p]
             y = self._solution(top, None if rest is None else rest.to(top)[:, None])
-        return Solution(self.rows.ranks.first(y[:, 0]).to(self.rows.leaves[0]), None, r)
+        return Solution(self.rows.ranks.broadcast(y[:, 0]).to(self.rows.leaves[0]), None, r)
 
     def _solution(self, top: Float[Tensor, "p 1"], rest: Float[Tensor, "p 1"] | None) -> Float[Tensor, "p 1"]:
         """Return (R^T R + lambda I)^-1 (R^T top + rest)."""

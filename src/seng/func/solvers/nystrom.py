@@ -44,7 +44,7 @@ class Nystrom(Solver):
         self.damping = damping.at(self.rows)
 
     def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        most, same = self._settings.iterations, self.rows.ranks.first
+        most, same = self._settings.iterations, self.rows.ranks.broadcast
         self.iterations = 0
         if most == 0:
             return self._precondition(r) / self.floor

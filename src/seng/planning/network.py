@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from ..distributed.plan import AGREEMENT, Load, Plan
+from ..distributed.wire import BUCKET
 from ..errors import choose
-from .plan import AGREEMENT, Load, Plan
-from .wire import BUCKET
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _at_a_step(plan: Plan, loads: Mapping[str, Load], network: Network) -> float
     if any(load.parts for load in loads.values()):  # gradients that are cut: two exchanges of the busiest rank's bytes
         return seconds + 2 * network.all_to_all((max(plan.step_bytes) - AGREEMENT) / 2, plan.world)
     if not plan.owners:
-        thin = sum(plan.world * (1 + max(loads[name].columns)) * loads[name].itemsize for name in plan.thin)
+        thin = sum(loads[name].coefficients(plan.world) for name in plan.thin)
         whole = sum(load.update for name, load in loads.items() if name not in plan.thin)
         return seconds + _sums(whole, plan.world, network) + (network.all_gather(thin, plan.world) if thin else 0.0)
     sizes = (sum(load.update for name, load in owned.items() if name in plan.apart) for owned in own)

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .blocks import lay_out
-from .config import Options
-from .curvature import member_io
-from .distributed import STRATEGIES
-from .distributed.parcels import frame_of
-from .distributed.plan import Rates
-from .distributed.ranks import Ranks
-from .distributed.timing import Forecast, Machine, Network, forecast, plain
-from .distributed.wire import Wire
-from .preflight import captured_shapes, plan
-from .refreshing import Sharing
-from .refreshing.sharing import Census
-from .wrappers import unwrap
+from ..config import Options
+from ..curvature import member_io
+from ..distributed import STRATEGIES
+from ..distributed.communicator import Communicator
+from ..distributed.parcels import Census, frame_of
+from ..distributed.plan import Rates
+from ..distributed.ranks import Ranks
+from ..grouping import lay_out
+from ..refreshing.proposals import overhead, propose
+from ..wrappers import unwrap
+from .network import Forecast, Machine, Network, forecast, plain
+from .report import plan
+from .shapes import captured_shapes
 
 FORWARD_AND_BACKWARD = 1.5  # operations of both, as a multiple of the backward pass's
 
@@ -70,9 +70,8 @@ def forecasts(
         machine = Machine(seconds, gradient, flops, step_flops or flops)
         found.append(plain(world, machine, network))
         for strategy in on_paper(world, chosen, Rates(flops, network.bandwidth)):
-            sharing = Sharing(layout, chosen, strategy, frozenset())
-            proposal = sharing.propose(strategy, census, 0)
-            found.append(forecast(proposal.plan, proposal.loads, sharing.overhead(strategy), machine, network))
+            proposal = propose(layout, chosen, strategy, census, 0)
+            found.append(forecast(proposal.plan, proposal.loads, overhead(layout, strategy), machine, network))
     return found
 
 
@@ -81,7 +80,7 @@ def on_paper(world: int, options: Options, rates: Rates) -> list[Ranks]:
     asked = options.distributed.wire_dtype
     wire_dtype = None if asked is None else getattr(torch, asked)
     kinds = [kind for kind in STRATEGIES.values() if issubclass(kind, Ranks)]
-    found = [kind(wire_dtype, Wire(wire_dtype, world)) for kind in kinds]
+    found = [kind(wire_dtype, Communicator(0, world, dtype=wire_dtype)) for kind in kinds]
     for strategy in found:
         strategy.given_rates = rates
     return found

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
-from .config import Options
-from .errors import MemoryBudgetError
-from .estimators import Choice, Estimator, Exact, Form, Operator, Truncated
-from .sizes import Size
-from .solve import CholeskyState, DirectState, EigenState, SolveState
+from ..config import Options
+from ..errors import MemoryBudgetError
+from ..estimators import Choice, Estimator, Exact, Form, Operator, Truncated
+from ..sizes import Size
+from ..solve import CholeskyState, DirectState, EigenState, SolveState
 
 CAPTURED = Operator()
 

@@ -1,4 +1,4 @@
-"""Strategies whose curvature has the samples of all ranks behind it: layers are dealt to owners, longest first."""
+"""Strategies "global" and "sharded": curvature of all ranks' samples, layers dealt to owners, longest first."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..wrappers import Cut
 from .base import Updates
+from .communicator import Communicator, Pending
 from .plan import Load, Plan, plan_dealt
 from .ranks import Ranks
 from .shards import Reassembled
-from .wire import Pending, Spec, Wire, buckets, pack, parcel_bytes, unpack
+from .wire import Spec, buckets, pack, parcel_bytes, unpack
 
 
-class Dealt(Ranks):
+class Owners(Ranks):
     """Each layer's owner receives the samples of all ranks and factorises their Gram matrix."""
 
     pooled = True
@@ -55,7 +56,7 @@ class Dealt(Ranks):
             flat = pack([own[name] for name in names], announced, self.device)
         else:
             flat = torch.empty(parcel_bytes(announced), dtype=torch.uint8, device=self.device)
-        wait = self.wire.send_from(rank, flat, "solutions")
+        wait = self.wire.start_broadcast(rank, flat, "solutions")
         return {name: lambda k=k: unpack(wait(), announced)[k] for k, name in enumerate(names)}
 
     def updates(
@@ -67,12 +68,29 @@ class Dealt(Ranks):
         return _FromOwners(self.wire, apart, self.plan.owners, self.device)
 
 
+class Global(Owners):
+    """All ranks hold all samples; owners alone factorise. Between refreshes no direction travels.
+
+    Layers whose products are not repeatable bit for bit on their device stay with their owner, as under "sharded".
+    """
+
+    name = "global"
+    everywhere = True
+
+
+class Sharded(Owners):
+    """Owners write the directions of their layers and hand them on: 1/M of the curvature and of its work a rank."""
+
+    name = "sharded"
+    everywhere = False
+
+
 class _FromOwners(Updates):
     """Directions of each owner's layers, handed to all others bucket by bucket, the owners taking turns."""
 
     def __init__(
         self,
-        wire: Wire,
+        wire: Communicator,
         gradients: Mapping[str, Sequence[Tensor]],
         owners: Mapping[str, int],
         device: torch.device,
@@ -105,7 +123,7 @@ class _FromOwners(Updates):
                 flat = pack((x for name in names for x in self._gradients[name]), specs, self._device)
             else:
                 return
-            self._sent.append(self._wire.send_from(rank, flat, "directions"))
+            self._sent.append(self._wire.start_broadcast(rank, flat, "directions"))
 
     def finish(self, holders: Mapping[str, int]) -> None:
         self._go(wait=True)
