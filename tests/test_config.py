@@ -243,7 +243,7 @@ def test_defaults_are_documented_values() -> None:
     options = Options.build("f()", {})
     assert options == Options()
     assert (options.damping, options.damping_mode, options.power, options.refresh_every) == (0.1, "relative", 0.5, 10)
-    assert (options.curvature_batch, options.trust, options.ema, options.seed) == ("previous", 1.0, 0.0, 0)
+    assert (options.curvature_batch, options.trust, options.ema, options.seed) == ("previous", "auto", 0.0, 0)
     assert options.estimator == Auto(rank=16, rows=256, sketch="uniform", explicit_limit=None, tolerance=0.0)
     assert (options.scale, options.distributed) == ("auto", Distributed("auto", wire_dtype=None))
     assert (options.positions, options.loss_reduction) == ("sum", "mean")

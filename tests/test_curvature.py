@@ -71,7 +71,7 @@ def test_message_there_and_back_gives_the_same_curvature(setting: str) -> None:
     form, _ = SETTINGS[setting]
     held, _ = refresh(block(), parts(), Choice(form, solver_for(form, options, 1)), Pool(N), options, 1, old)
     y = torch.arange(float(held.state.spectrum().numel()), dtype=torch.float64)
-    for received in (hold(drafted, again, 1), hold(drafted, solution, 1)):
+    for received in (hold(drafted, again, 1, None), hold(drafted, solution, 1, None)):
         assert received.factor is not None
         assert held.factor is not None
         assert received.factor.n == held.factor.n
@@ -109,7 +109,7 @@ def test_curvature_that_cannot_be_divided_by_is_told() -> None:
     message = to_message(drafted, replace(solution, usable=False), torch.zeros((), dtype=torch.float64))
     again = from_message(drafted, message, read_heads([message])[0])
     assert again is not None
-    assert hold(drafted, again, 1).factor is None
+    assert hold(drafted, again, 1, None).factor is None
 
 
 @pytest.mark.parametrize(("reduction", "expected"), [("mean", 6**0.5 / 3), ("sum", 6**-0.5)])

@@ -43,7 +43,7 @@ class OptionKeywords(TypedDict, total=False):
     power: float
     refresh_every: Schedule[int]
     curvature_batch: Literal["previous", "current"]
-    trust: float | None
+    trust: float | Literal["auto"] | None
     ema: float
     estimator: Estimator | Literal["auto", "exact", "explicit", "implicit", "truncated", "paper-code"]
     positions: Literal["sum", "expand"]
@@ -77,7 +77,8 @@ class Options:
         refresh_every: Steps between refreshes of the curvature, >= 1; int or callable of the step.
         curvature_batch: "previous": precondition with the curvature held before, then take this batch in.
             "current": refresh first.
-        trust: Cap on sqrt(g^T (F + lambda I)^-1 g), > 0, or None.
+        trust: Cap on sqrt(g^T (F + lambda I)^-1 g), > 0, or None. "auto": 1, and for directions of natural scale
+            |g| / G within [1/4, 1], where G is the block's largest |g| of about the last thousand steps.
         ema: Weight of the old curvature when a new batch is merged in, in [0, 1).
         estimator: How curvature is estimated: ``seng.Auto``, ``Exact``, ``Sketched``, ``LowRank``, ``Truncated`` or
             ``PaperCode`` with its arguments, or for its defaults a name in ``seng.estimators.ESTIMATORS``.
@@ -109,7 +110,7 @@ class Options:
     power: float = 0.5
     refresh_every: Schedule[int] = 10
     curvature_batch: str = "previous"
-    trust: float | None = 1.0
+    trust: float | Literal["auto"] | None = "auto"
     ema: float = 0.0
     estimator: Estimator = Auto()  # noqa: RUF009 - frozen
     positions: str = "sum"
@@ -153,7 +154,8 @@ class Options:
         if not callable(self.damping):
             require_number(call, "damping", self.damping, "> 0")
         require_number(call, "power", self.power, "in (0, 1]")
-        require_number(call, "trust", self.trust, "> 0", optional=True)
+        if self.trust != "auto":
+            require_number(call, "trust", self.trust, "> 0", optional=True)
         require_number(call, "ema", self.ema, "in [0, 1)")
         if not callable(self.refresh_every):
             require_count(call, "refresh_every", self.refresh_every)

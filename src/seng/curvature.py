@@ -42,6 +42,7 @@ class Curvature:
         damping: The damping in force at the refresh, 0-d.
         row_sums: K 1, or None where the columns of U are not the samples.
         row_solution: The coefficients for y = K 1, where those of many blocks were found at once.
+        largest: The largest |g| of the block lately, 0-d; None before its first direction.
     """
 
     factor: Factor | None
@@ -53,6 +54,7 @@ class Curvature:
     damping: Tensor
     row_sums: Tensor | None = None
     row_solution: Tensor | None = None
+    largest: Tensor | None = None
 
     def nbytes(self) -> int:
         """Bytes held by U; the n x n state comes on top."""
@@ -179,7 +181,7 @@ def refresh(
     """
     drafted = draft(block, parts, choice, pool, options, step, old)
     solution = solve(drafted, options, step, old)
-    return hold(drafted, solution, step), solution.failed
+    return hold(drafted, solution, step, old), solution.failed
 
 
 def draft(
@@ -232,7 +234,7 @@ def _floored(mean: Tensor, options: Options, step: int, old: Curvature | None) -
     return torch.maximum(mean, (FLOOR * peak).clamp(max=1 / options.damping_at(step))), peak
 
 
-def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
+def hold(drafted: Draft, solution: Solution, step: int, old: Curvature | None) -> Curvature:
     """Return what is kept until the next refresh."""
     factor, state = drafted.factor, solution.state
     if drafted.truncation is not None and solution.usable:
@@ -244,7 +246,7 @@ def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
         state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
     return Curvature(
         factor if solution.usable else None, state, solution.mean, solution.peak, drafted.pool.samples, step,
-        solution.damping, solution.row_sums,
+        solution.damping, solution.row_sums, largest=old.largest if old else None,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from .solve import DirectState, FactorisationError, SolveState, coefficients_tog
 from .types import Grads
 
 MEAN = 1 + 1e-4  # multiples of the samples' mean that are it, up to rounding
+MEMORY, LEAST = 0.999, 0.25  # a step, of the largest |g|; of the trust cap that follows |g|
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Direction:
         z: Coefficients of U.
         multiplier: 0-d.
         state: The factorisation of K; a refresh may replace the curvature before anybody asks about it.
+        trust: The trust cap in force, or None.
+        largest: The largest |g| of the block lately, 0-d.
         capped: Whether the trust cap is in the multiplier; else it is still to be found, by ``shortening``.
     """
 
@@ -100,6 +103,8 @@ class Direction:
     z: Float[Tensor, " n"]
     multiplier: Tensor
     state: SolveState
+    trust: Tensor | float | None
+    largest: Tensor | None
     capped: bool = True
 
 
@@ -114,32 +119,55 @@ def direction(curvature: Curvature, seen: Seen, options: Options, step: int, ran
         ranks: How many ranks' samples are pooled, for losses that are sums.
     """
     damping = curvature.damping if step == curvature.step else damping_at(options, step, curvature.mean)
-    state, z_one, mean = curvature.state, None, seen if isinstance(seen, MeanProjection) else None
-    capped = options.trust is None or not is_sketched(curvature)
-    known = mean is not None and mean.own and options.trust is not None and options.trust >= 1  # q <= 1
-    capping = options.trust is not None and capped and not known
+    state, factor, natural = curvature.state, curvature.factor, options.natural
+    trust, largest = options.trust, None
+    if trust == "auto" and natural:  # it follows |g|, beside G: the largest |g| lately
+        norm = seen.square.sqrt()
+        largest = norm if curvature.largest is None else torch.maximum(curvature.largest * MEMORY, norm)
+        trust = (norm / largest.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(min=LEAST)
+    elif trust == "auto":
+        trust = 1.0
+    capped = trust is None or factor is None or factor.unsketched is factor
+    fixed = 0.0 if trust is None or isinstance(trust, Tensor) else trust
+    known = isinstance(seen, MeanProjection) and seen.own and fixed >= 1  # q <= 1
     try:
-        if mean is not None and curvature.row_solution is not None:
-            z = curvature.row_solution * mean.weight
-            z_one = state.coefficients(seen.y, damping, 1.0) if capping else None
-        elif capping:
-            z, z_one = state.with_metric(seen.y, damping, options.power, options.estimator.tolerance)
+        if trust is not None and capped and not known:
+            z, q = _with_length(curvature, seen, damping, options)
         else:
-            frozen = curvature.factor is not None and curvature.factor.frozen_damping
-            of_z = curvature.damping if frozen else damping
-            z = state.coefficients(seen.y, of_z, options.power, options.estimator.tolerance)
+            z, q = _coefficients(curvature, seen, damping, options), None
     except FactorisationError:
-        return Direction(seen, torch.zeros_like(seen.y), torch.zeros_like(damping), state, capped)
-    multiplier = damping**-options.power if options.natural else torch.ones_like(damping)
-    if z_one is not None:
-        q = metric_length(seen.square, seen.y, z_one, damping)
-        multiplier = multiplier * _cap(q, options, curvature, ranks)
+        return Direction(seen, torch.zeros_like(seen.y), torch.zeros_like(damping), state, trust, largest, capped)
+    multiplier = damping**-options.power if natural else torch.ones_like(damping)
+    if q is not None and trust is not None:
+        multiplier = multiplier * _cap(trust, q, options, curvature, ranks)
     total = z.sum() * multiplier
     if total.is_cuda:
         z, multiplier = torch.where(total.isfinite(), z, 0.0), torch.where(total.isfinite(), multiplier, 0.0)
     elif not isfinite(float(total)):  # reading its value waits for nothing
         z, multiplier = torch.zeros_like(z), torch.zeros_like(multiplier)
-    return Direction(seen, z, multiplier, state, capped)
+    return Direction(seen, z, multiplier, state, trust, largest, capped)
+
+
+def _coefficients(curvature: Curvature, seen: Seen, damping: Tensor, options: Options) -> Tensor:
+    """Return z."""
+    if isinstance(seen, MeanProjection) and curvature.row_solution is not None:
+        return curvature.row_solution * seen.weight
+    frozen = curvature.factor is not None and curvature.factor.frozen_damping
+    of_z = curvature.damping if frozen else damping
+    return curvature.state.coefficients(seen.y, of_z, options.power, options.estimator.tolerance)
+
+
+def _with_length(curvature: Curvature, seen: Seen, damping: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Return z, and q = sqrt(g^T (F + lambda I)^-1 g)."""
+    state, trace = curvature.state, curvature.mean * curvature.samples
+    if options.power == 0.5 and isinstance(state, DirectState):  # a second system would cost as much as the first
+        z = _coefficients(curvature, seen, damping, options)
+        return z, metric_length(seen.square, 2 * seen.y + state.matvec(z), z, damping, trace)
+    if isinstance(seen, MeanProjection) and curvature.row_solution is not None:
+        z, z_one = curvature.row_solution * seen.weight, state.coefficients(seen.y, damping, 1.0)
+    else:
+        z, z_one = state.with_metric(seen.y, damping, options.power, options.estimator.tolerance)
+    return z, metric_length(seen.square, seen.y, z_one, damping, trace)
 
 
 def is_sketched(curvature: Curvature) -> bool:
@@ -147,7 +175,9 @@ def is_sketched(curvature: Curvature) -> bool:
     return curvature.factor is not None and curvature.factor.unsketched is not curvature.factor
 
 
-def shortening(curvature: Curvature, formed: Grads, options: Options, step: int, ranks: int = 1) -> Tensor:
+def shortening(
+    curvature: Curvature, formed: Grads, trust: Tensor | float, options: Options, step: int, ranks: int = 1
+) -> Tensor:
     """Return what the trust cap multiplies g + U z by, from the direction itself: a sketched q^2 may be far off.
 
     The cap is on q = |(F + lambda I)^(power - 1/2) d|, for power 1/2 the norm of d. For other powers than 1/2 and 1 a
@@ -156,6 +186,7 @@ def shortening(curvature: Curvature, formed: Grads, options: Options, step: int,
     Args:
         curvature: The block's, whose factor is sketched.
         formed: g + U z.
+        trust: The cap.
         options: Those in force.
         step: The step.
         ranks: How many ranks' samples are pooled, for losses that are sums.
@@ -171,14 +202,13 @@ def shortening(curvature: Curvature, formed: Grads, options: Options, step: int,
         share = 2 * options.power - 1
         seen = torch.linalg.vector_norm(curvature.factor.unsketched.mv(formed))
         q = norm ** (1 - share) * torch.hypot(damping.sqrt() * norm, seen) ** share * damping**-options.power
-    return _cap(q, options, curvature, ranks)
+    return _cap(trust, q, options, curvature, ranks)
 
 
-def _cap(q: Tensor, options: Options, curvature: Curvature, ranks: int) -> Tensor:
-    assert options.trust is not None
+def _cap(trust: Tensor | float, q: Tensor, options: Options, curvature: Curvature, ranks: int) -> Tensor:
     if options.loss_reduction == "sum":
         q = q * ranks / curvature.samples
-    return (options.trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
+    return (trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
 
 
 def solve_rows(held: Mapping[str, Curvature], options: Options) -> dict[str, Curvature]:

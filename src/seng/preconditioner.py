@@ -321,8 +321,8 @@ class Preconditioner:
 
     def _write(self, block: Block, inputs: StepInputs, updates: Updates | None, fresh: bool) -> bool:
         """Write multiplier * (g + U z) into the block's gradients; False where no curvature reaches it."""
-        name, curvature = block.name, self._refreshes.curvature.get(block.name)
-        own = inputs.gradients.blocks[name]
+        name, held = block.name, self._refreshes.curvature
+        own, curvature = inputs.gradients.blocks[name], held.get(name)
         taken = updates.take(name) if updates and block.cuts else ()
         if curvature is None or curvature.factor is None:
             return False
@@ -334,14 +334,16 @@ class Preconditioner:
             solved = direction(curvature, seen, self._options, self._step, self._pooled_ranks)
         self._uses[name], z, multiplier = solved, solved.z, solved.multiplier
         if inputs.once:  # the factor will not serve again
-            self._curvature[name] = replace(curvature, factor=None, row_solution=None)
+            held[name] = replace(curvature, factor=None, row_solution=None, largest=solved.largest)
+        elif solved.largest is not None:
+            held[name] = replace(curvature, largest=solved.largest)
         if updates and name in self._thin:
             if not solved.capped:
-                multiplier = self._form(curvature, tuple(x.clone() for x in grads), z, multiplier)
+                multiplier = self._form(curvature, tuple(x.clone() for x in grads), solved)
             self._thin.say(name, z, multiplier)
             return True
         if not solved.capped:
-            multiplier = self._form(curvature, grads, z, multiplier)
+            multiplier = self._form(curvature, grads, solved)
         if not solved.capped or multiplier.is_cuda:  # reading its value would wait for the device
             for x in grads:
                 x.mul_(multiplier)
@@ -350,11 +352,13 @@ class Preconditioner:
         own.write_back()
         return True
 
-    def _form(self, curvature: Curvature, grads: Grads, z: Tensor, multiplier: Tensor) -> Tensor:
+    def _form(self, curvature: Curvature, grads: Grads, solved: Direction) -> Tensor:
         """Leave g + U z in ``grads``; return the multiplier within the trust cap."""
         assert curvature.factor is not None
-        curvature.factor.add_rmv_(grads, z)
-        return multiplier * shortening(curvature, grads, self.options, self._step, self._pooled_ranks)
+        assert solved.trust is not None
+        curvature.factor.add_rmv_(grads, solved.z)
+        capped = shortening(curvature, grads, solved.trust, self.options, self._step, self._pooled_ranks)
+        return solved.multiplier * capped
 
     def _reweight(self, block: Block) -> bool:
         """Make the block's gradients multiplier * U (w + z), g = U w with equal weights w of all samples in U."""
@@ -369,7 +373,7 @@ class Preconditioner:
         seen = MeanProjection(curvature.row_sums, weight)
         solved = direction(curvature, seen, self._options, self._step, self._pooled_ranks)
         self._uses[block.name], z, multiplier = solved, solved.z, solved.multiplier
-        self._curvature[block.name] = replace(curvature, factor=None, row_solution=None)
+        self._curvature[block.name] = replace(curvature, factor=None, row_solution=None, largest=solved.largest)
         grads = tuple(torch.empty(p.shape, dtype=z.dtype, device=p.device) for p in block.parameters)
         curvature.factor.add_rmv_(grads, (z + weight) * multiplier, beta=0.0)
         for parameter, x in zip(block.parameters, grads, strict=True):

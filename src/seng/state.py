@@ -186,11 +186,12 @@ def _curvature(packed: Any, block: Block, step: int) -> Curvature:
 def _possible(curvature: Curvature, block: Block, step: int) -> bool:
     """Return whether a refresh before this step could have made these numbers."""
     solved = [x for x in leaves(pack(replace(curvature, factor=None))) if isinstance(x, Tensor)]
-    scalars = all(x.shape == () for x in (curvature.mean, curvature.peak, curvature.damping))
+    largest = curvature.mean if curvature.largest is None else curvature.largest
+    scalars = all(x.shape == () for x in (curvature.mean, curvature.peak, curvature.damping, largest))
     rows = all(x is None or x.dim() == 1 for x in (curvature.row_sums, curvature.row_solution))
     counts = 0 <= curvature.samples < 2**63 and 0 <= curvature.step < max(step, 1)
     least = curvature.damping >= 0 if curvature.factor is None else curvature.damping > 0  # none: all gradients were 0
-    sizes = bool(0 <= curvature.mean <= curvature.peak) and bool(least)
+    sizes = bool(0 <= curvature.mean <= curvature.peak) and bool(largest >= 0) and bool(least)
     alike = {x.dtype for x in solved} == {block.compute_dtype}
     return alike and scalars and rows and counts and sizes and _positive(curvature.state)
 

@@ -215,7 +215,7 @@ def test_equation_12_metric_length_of_the_gradient_costs_nothing_more():
     y = u.T @ g
     z = -torch.linalg.solve(u.T @ u + damping * torch.eye(N).double(), y)
     expected = g @ damped_power(u @ u.T, damping, 1.0, g)
-    assert_close(metric_length(g @ g, y, z, scalar(damping)) ** 2, expected)
+    assert_close(metric_length(g @ g, y, z, scalar(damping), u.square().sum()) ** 2, expected)
 
 
 @pytest.mark.parametrize("damping", [1e-6, 0.1, 10.0])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seng.linalg import cholesky_coefficients, metric_length
+from seng.linalg import cholesky_coefficients, eigen_coefficients, metric_length
 
 SINGLE = 1e-5  # float32
 ACCURACY = 1e-9  # float64, condition of K + damping I up to 1e5
@@ -37,7 +37,7 @@ def test_woodbury_matches_dense_solve(n: int, p: int, damping: float) -> None:
 @given(**SHAPES)
 def test_metric_length_matches_dense_solve(n: int, p: int, damping: float) -> None:
     u, g, z = system(n, p, damping)
-    got = metric_length(g @ g, u.T @ g, z, torch.tensor(damping, dtype=torch.float64)) ** 2
+    got = metric_length(g @ g, u.T @ g, z, torch.tensor(damping, dtype=torch.float64), u.square().sum()) ** 2
     dense = g @ torch.linalg.solve(u @ u.T + damping * torch.eye(p, dtype=torch.float64), g)
     assert abs(got - dense) <= ACCURACY * (g @ g) / damping
 
@@ -49,7 +49,8 @@ def test_metric_length_is_at_most_one_for_the_samples_own_gradient(n: int, p: in
     g = u.mean(1) * n**0.5
     factor = torch.linalg.cholesky(u.T @ u + damping * torch.eye(n, dtype=torch.float64))
     y = u.T @ g
-    q = metric_length(g @ g, y, cholesky_coefficients(factor, y), torch.tensor(damping, dtype=torch.float64))
+    z = cholesky_coefficients(factor, y)
+    q = metric_length(g @ g, y, z, torch.tensor(damping, dtype=torch.float64), u.square().sum())
     assert 0 <= q <= 1 + ACCURACY
 
 
@@ -64,10 +65,21 @@ def test_metric_length_is_an_upper_bound_in_float32(n: int, p: int, exponent: in
     values, vectors = torch.linalg.eigh(u.T @ u)
     y = u.T @ g
     z = -(vectors @ ((vectors.T @ y) / (values.clamp(min=0) + damping)))
-    single = [x.float() for x in (g @ g, y, z, damping)]
+    single = [x.float() for x in (g @ g, y, z, damping, u.square().sum())]
     assert float(metric_length(*single)) >= (1 - SINGLE) * float(dense)
 
 
+@settings(max_examples=40, deadline=None)
+@given(**SHAPES)
+def test_length_of_the_direction_of_power_one_half_is_the_metric_length(n: int, p: int, damping: float) -> None:
+    u, g, z_one = system(n, p, damping)
+    k, y, amount = u.T @ u, u.T @ g, torch.tensor(damping, dtype=torch.float64)
+    z = eigen_coefficients(*torch.linalg.eigh(k), y, amount, 0.5)
+    got = metric_length(g @ g, 2 * y + k @ z, z, amount, k.trace())
+    assert abs(got**2 - (g + u @ z).square().sum() / damping) <= ACCURACY * (g @ g) / damping
+    assert abs(got**2 - metric_length(g @ g, y, z_one, amount, k.trace()) ** 2) <= ACCURACY * (g @ g) / damping
+
+
 def test_metric_length_is_finite_where_the_square_is_not() -> None:
-    q = metric_length(torch.tensor(1e36), torch.zeros(1), torch.zeros(1), torch.tensor(1e-6))
+    q = metric_length(torch.tensor(1e36), torch.zeros(1), torch.zeros(1), torch.tensor(1e-6), torch.tensor(1.0))
     assert float(q) == pytest.approx(1e21)

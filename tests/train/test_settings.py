@@ -47,7 +47,7 @@ def test_override_changes_one_setting_and_no_other(name, text, value):
         ({"seed": str(2**63)}, "bad value for seed: expected a whole number, got '9223372036854775808'"),
         ({"model.widths": f"8,{10**30}"}, "bad value for model.widths"),
         ({"epochs": "many"}, "bad value for epochs: expected a whole number, got 'many'"),
-        ({"trust": "much"}, "expected none or a number, got 'much'"),
+        ({"trust": "much"}, "expected none or a number or auto, got 'much'"),
         ({"schedule.name": "sine"}, "expected polynomial or cosine or constant, got 'sine'"),
         ({"widths": "8;16"}, "expected whole numbers with commas between"),
         ({"epochs": "0"}, "epochs is out of range: expected 1 or more, got 0"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .powers import shrinkage
 
-CANCELLATION = 16.0  # roundings of g.g that its difference to y.z may be off by
+CANCELLATION = 16.0  # roundings of g.g, and of z.K z, that the difference of g.g and y.z may be off by
 
 
 def cholesky_coefficients(factor: Float[Tensor, "n n"], y: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -38,12 +38,22 @@ def metric_length(
     y: Float[Tensor, " n"],
     z: Float[Tensor, " n"],
     damping: Float[Tensor, ""],
+    trace: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """Return q with q^2 = g^T (F + damping I)^-1 g = (g.g + y.z) / damping, where z are the coefficients of power 1.
 
-    The two terms cancel where g lies in the range of U. What rounding may have left of them is added, so that q is an
-    upper bound in any dtype. At most 1, up to that, when g is the mean gradient of the samples in U. Cost: O(n).
+    The two terms cancel where g lies in the range of U, and K = U^T U is factorised up to rounding. What that may have
+    left of them is added, so that q is an upper bound in any dtype. At most 1, up to that, when g is the mean gradient
+    of the samples in U. The z of power 1/2 with 2 y + K z in place of y gives the same q, the length of that direction.
+    Cost: O(n).
+
+    Args:
+        squared_norm: g.g.
+        y: U^T g.
+        z: -(K + damping I)^-1 y.
+        damping: > 0.
+        trace: Of K, or a bound of it: the size of its rounding errors.
     """
-    rounding = CANCELLATION * torch.finfo(y.dtype).eps * squared_norm
+    rounding = CANCELLATION * torch.finfo(z.dtype).eps * (squared_norm + trace * torch.dot(z, z))
     remainder = (squared_norm + torch.dot(y, z)).clamp(min=0) + rounding
     return remainder.sqrt() / damping.sqrt()  # the quotient of squares would overflow first

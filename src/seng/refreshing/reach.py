@@ -101,7 +101,8 @@ def _within_trust(pace: float, damping: float, options: Options, norm: Tensor) -
         return torch.full_like(norm, pace)
     if not bounds_passing(options):
         return torch.full_like(norm, min(1.0, pace))
-    return (options.trust * damping ** (0.5 - options.power) / norm).clamp(max=min(1.0, pace))
+    trust = 1.0 if options.trust == "auto" else options.trust
+    return (trust * damping ** (0.5 - options.power) / norm).clamp(max=min(1.0, pace))
 
 
 def bounds_passing(options: Options) -> bool:

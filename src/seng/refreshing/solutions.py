@@ -58,7 +58,7 @@ def refresh_shared(
         if solution is None:
             yield name, None, None
         else:
-            yield name, hold(drafts.pop(name), solution, step), solution.failed
+            yield name, hold(drafts.pop(name), solution, step, held.get(name)), solution.failed
 
 
 def message_length(n: int, held: int, solver: type[SolveState]) -> int:

@@ -6,7 +6,7 @@ from ...errors import choose
 from ..train.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
 
 OPTIMIZERS = {
-    "seng": OptimizerConfig("seng", lr=0.03, weight_decay=0.0, seng=SengConfig()),
+    "seng": OptimizerConfig("seng", lr=0.03, weight_decay=0.0, seng=SengConfig(trust=1.0)),
     "sgd": OptimizerConfig("sgd", lr=0.1, weight_decay=0.0),
     "adamw": OptimizerConfig("adamw", lr=0.001, weight_decay=0.01),
 }

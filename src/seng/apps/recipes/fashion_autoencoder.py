@@ -14,6 +14,7 @@ EACH_STEP = SengConfig(
     estimator="exact",
     reweight=True,
     tolerance=0.2,
+    trust=1.0,
     distributed="none",
 )
 VARIANTS = {

@@ -84,7 +84,7 @@ class SengConfig:
     refresh_every: int = 10
     refresh_always_until: int = 0
     curvature_batch: str = "previous"
-    trust: float | None = 1.0
+    trust: float | Literal["auto"] | None = "auto"
     ema: float = 0.0
     estimator: str = "auto"
     sketch: str = "uniform"
