@@ -50,7 +50,7 @@ def block() -> Block:
 
 def parts(seed: int = 0) -> BlockParts:
     generator = torch.Generator().manual_seed(seed)
-    a, g = (torch.randn(1, N, d, 1, generator=generator, dtype=torch.float64) for d in (4, 3))
+    a, g = (torch.randn(1, N, 1, d, generator=generator, dtype=torch.float64) for d in (4, 3))
     return ((Product(a, g, bias=True), (0, 1)),)
 
 

@@ -375,7 +375,7 @@ def test_expanded_positions_leave_layers_without_positions_alone():
 def test_drawn_positions_give_the_fisher_of_all_in_the_mean(form: str):
     draws, kept = 400, 7
     if form == "product":
-        io: LayerIO = Product(_random(1, 2, N, 2, 4), _random(2, 2, N, 2, 4), 1, True)
+        io: LayerIO = Product(_random(1, 2, N, 4, 2), _random(2, 2, N, 4, 2), True)
     else:
         io = Lookup(torch.arange(N * 4).view(N, 4) % 3, _random(2, N, 4, 2), 3)
 
@@ -383,7 +383,7 @@ def test_drawn_positions_give_the_fisher_of_all_in_the_mean(form: str):
         if isinstance(io, Lookup):
             rows = torch.einsum("nsv,nsd->nvd", F.one_hot(io.ids, 3).double(), io.g).flatten(1)
         else:
-            rows = torch.einsum("cnis,cnos->ncoi", io.a, io.g).flatten(1)
+            rows = torch.einsum("cnsi,cnso->ncoi", io.a, io.g).flatten(1)
         return rows.T @ rows
 
     whole, total = expand_positions(io, 10**6, torch.Generator())

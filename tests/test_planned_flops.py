@@ -44,7 +44,7 @@ def _counted(run: Callable[[], object]) -> int:
 
 
 def _product(c: int, n: int, s: int, d_in: int, d_out: int) -> Product:
-    return Product(torch.randn(c, n, d_in, s), torch.randn(c, n, d_out, s), 1, False)
+    return Product(torch.randn(c, n, s, d_in), torch.randn(c, n, s, d_out))
 
 
 def _lookup(n: int, s: int, vocabulary: int, d: int) -> Lookup:

@@ -23,7 +23,7 @@ from seng.types import LayerIO, Lookup, Product, Rows
 
 UNCOUNTED = 0.1  # share of bytes the plan leaves out: indices and weights of samplings
 
-PRODUCT = Product(torch.zeros(2, 8, 30, 4), torch.zeros(2, 8, 20, 4), 1, True)
+PRODUCT = Product(torch.zeros(2, 8, 4, 30), torch.zeros(2, 8, 4, 20), True)
 LOOKUP = Lookup(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, 4, 20), 50)
 ROWS = Rows((torch.zeros(8, 20), torch.zeros(8, 20)))
 HUGE = Size("product", n=256, p=4096 * 4096, s=196, d_in=4096, d_out=4096)

@@ -28,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def product(n: int, s: int, seed: int = 0) -> Product:
-    return Product(normal(2, n, 3, s, seed=seed), normal(2, n, 4, s, seed=seed + 1), 1, True)
+    return Product(normal(2, n, s, 3, seed=seed), normal(2, n, s, 4, seed=seed + 1), True)
 
 
 def lookup(n: int, s: int, seed: int = 0) -> Lookup:
@@ -77,10 +77,12 @@ def test_sizes_are_those_of_the_columns(kind: str) -> None:
     assert io.positions == (1 if kind == "rows" else 3)
 
 
-def test_features_may_have_several_axes() -> None:
+def test_patches_are_positions_by_features() -> None:
     plain = product(4, 6)
-    folded = Product(plain.a.view(2, 4, 3, 1, 2, 3), plain.g, 2, True)
+    folded = Product(plain.a.view(2, 4, 2, 3, 3, 1, 1), plain.g, True)
     assert folded.d_in == 3
+    assert torch.equal(folded.inputs(), plain.a)
+    assert torch.equal(folded.inputs(torch.tensor([2, 0])), plain.a[..., [2, 0]])
     assert torch.equal(columns(folded), columns(plain))
 
 

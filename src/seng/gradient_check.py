@@ -134,9 +134,10 @@ def _view(io: LayerIO, generator: torch.Generator, like: Tensor) -> View:
         return View()
     channels, (rows, columns) = None, io.shapes[0]
     c = io.g.shape[0] if isinstance(io, Product) else 1
-    if isinstance(io, Product) and io.features > 1:
-        channels = torch.randperm(io.a.shape[2], generator=generator)[:CHANNELS].to(like.device)
-        columns = len(channels) * columns // io.a.shape[2]
+    if isinstance(io, Product) and io.a.dim() > 4:
+        count = io.a.shape[io.channels]
+        channels = torch.randperm(count, generator=generator)[:CHANNELS].to(like.device)
+        columns = len(channels) * columns // count
     combinations = min(rows // c, -(-NUMBERS // max(1, c * columns)))
     return View(torch.randn(c, combinations, rows // c, generator=generator).to(like), channels)
 
@@ -152,18 +153,17 @@ def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor]
         weights = view.u[0][:, io.ids].flatten(1)
         square = (weights.square() @ g.square().sum(2).flatten()).sum()
         return [(weights @ g.flatten(0, 1)).reshape(-1)], square
-    c, n, d_out, s = g.shape
-    if io.features == 1:
-        weights = (g.mT.reshape(c, n * s, d_out) @ view.u.mT).mT
-        a = io.a.mT.reshape(c, n * s, -1).to(dtype)
+    c, n, s, d_out = g.shape
+    if io.a.dim() == 4:
+        weights = (g.reshape(c, n * s, d_out) @ view.u.mT).mT
+        a = io.a.reshape(c, n * s, -1).to(dtype)
         seen = (weights @ a).reshape(-1)
     else:
-        weights = view.u[:, None] @ g
-        a = io.a if view.channels is None else io.a.index_select(2, view.channels)
-        a = a.reshape(c, n, -1, s).to(dtype)
-        seen = (weights @ a.mT).sum(1).reshape(-1)
+        weights = view.u[:, None] @ g.mT
+        a = io.inputs(view.channels).to(dtype)
+        seen = (weights @ a).sum(1).reshape(-1)
     whole = _square(weights) * _square(a) / max(1, n * s)
-    return ([seen, g.sum((1, 3)).reshape(-1)], whole + _square(g)) if io.bias else ([seen], whole)
+    return ([seen, g.sum((1, 2)).reshape(-1)], whole + _square(g)) if io.bias else ([seen], whole)
 
 
 def _square(x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Size:
         """Read the shape off what a layer captured."""
         p = parameters_of(io)
         if isinstance(io, Product):
-            c, n, d_out, s = io.g.shape
+            c, n, s, d_out = io.g.shape
             return Size("product", n, p, c, s, io.d_in, d_out, itemsize)
         if isinstance(io, Lookup):
             return Size("lookup", io.n, p, 1, io.g.shape[1], 1, io.g.shape[2], itemsize)

@@ -8,7 +8,7 @@ gradient that sample i contributed to ``.grad`` (mean losses), so that F = U U^T
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -22,18 +22,15 @@ Grads = tuple[Tensor, ...]
 class Product:
     """A layer that is a matrix product: sample i adds sum_s g[c, i, s] a[c, i, s]^T to the weight of group c.
 
-    ``a`` may be a strided view (unfolded patches overlap in memory); nothing is copied until ``chunk``.
-
     Args:
-        a: Inputs, [c, n, *features, *positions] with prod(features) = d_in, prod(positions) = s.
-        g: Output gradients as captured, [c, n, d_out, s].
-        features: Number of feature axes of ``a``.
+        a: Inputs, [c, n, s, d_in], or the patches of images, [c, n, *pixels, channels, *kernel] with as many axes of
+            pixels as of the kernel: a strided view that overlaps in memory and is not copied until ``inputs``.
+        g: Output gradients as captured, [c, n, s, d_out].
         bias: Whether a bias, g summed over positions, is part of the block.
     """
 
     a: Tensor
-    g: Float[Tensor, "c n d_out s"]
-    features: int = 1
+    g: Float[Tensor, "c n s d_out"]
     bias: bool = False
 
     @property
@@ -42,27 +39,44 @@ class Product:
 
     @property
     def positions(self) -> int:
-        return self.g.shape[3]
+        return self.g.shape[2]
 
     @property
     def dtype(self) -> torch.dtype:
         return self.g.dtype
 
     @property
+    def channels(self) -> int:
+        """The axis of ``a`` where the features begin."""
+        return self.a.dim() // 2 + 1
+
+    @property
     def d_in(self) -> int:
-        return prod(self.a.shape[2 : 2 + self.features])
+        return prod(self.a.shape[self.a.dim() // 2 + 1 :])
+
+    def inputs(self, channels: Tensor | None = None) -> Float[Tensor, "c n s d_in"]:
+        """Return the inputs with one axis of positions and one of features; of patches, a copy of all or some channels.
+
+        The copy has its features first in memory, as pixels of one row lie side by side.
+        """
+        if self.a.dim() == 4:
+            return self.a
+        c, n, s, _ = self.g.shape
+        pixels, features = range(2, self.channels), range(self.channels, self.a.dim())
+        a = self.a.permute(0, 1, *features, *pixels)
+        a = a if channels is None else a.index_select(2, channels)
+        return a.reshape(c, n, prod(a.shape[2 : 2 + len(features)]), s).mT
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Canonical shape of each parameter's gradient: rows first."""
-        c, _, d_out, _ = self.g.shape
+        c, _, _, d_out = self.g.shape
         return ((c * d_out, self.d_in), (c * d_out, 1)) if self.bias else ((c * d_out, self.d_in),)
 
     def chunk(self, start: int, stop: int) -> tuple[Float[Tensor, "c m s d_in"], Float[Tensor, "c m s d_out"]]:
-        """Materialise the samples start..stop as dense inputs and output gradients."""
-        c, _, _, s = self.g.shape
-        a = self.a[:, start:stop].reshape(c, -1, self.d_in, s)
-        return a.transpose(2, 3), self.g[:, start:stop].transpose(2, 3)
+        """Return inputs and output gradients of the samples start..stop."""
+        part = replace(self, a=self.a[:, start:stop], g=self.g[:, start:stop])
+        return part.inputs(), part.g
 
 
 @dataclass(frozen=True)
@@ -141,8 +155,8 @@ def join_uses(uses: list[LayerIO]) -> LayerIO:
     if isinstance(first, Lookup):
         ids = torch.cat([use.ids for use in uses], 1)  # type: ignore[union-attr]
         return Lookup(ids, torch.cat([use.g for use in uses], 1), first.vocabulary)  # type: ignore[union-attr]
-    a = torch.cat([_dense(use) for use in uses], 3)  # type: ignore[arg-type]
-    return Product(a, torch.cat([use.g for use in uses], 3), 1, first.bias)  # type: ignore[union-attr]
+    a = torch.cat([use.inputs().mT for use in uses], 3).mT  # type: ignore[union-attr]
+    return Product(a, torch.cat([use.g.mT for use in uses], 3).mT, first.bias)  # type: ignore[union-attr]
 
 
 def join_batches(batches: list[LayerIO]) -> LayerIO:
@@ -156,9 +170,9 @@ def join_batches(batches: list[LayerIO]) -> LayerIO:
         s = max(b.g.shape[1] for b in batches)  # type: ignore[union-attr]
         ids = torch.cat([_pad(b.ids, 1, s) for b in batches])  # type: ignore[union-attr]
         return Lookup(ids, torch.cat([_pad(b.g, 1, s) for b in batches]), first.vocabulary)  # type: ignore[union-attr]
-    s = max(b.g.shape[3] for b in batches)  # type: ignore[union-attr]
-    a = torch.cat([_pad(_dense(b), 3, s) for b in batches], 1)  # type: ignore[arg-type]
-    return Product(a, torch.cat([_pad(b.g, 3, s) for b in batches], 1), 1, first.bias)  # type: ignore[union-attr]
+    s = max(b.g.shape[2] for b in batches)  # type: ignore[union-attr]
+    a = torch.cat([_pad(b.inputs().mT, 3, s) for b in batches], 1).mT  # type: ignore[union-attr]
+    return Product(a, torch.cat([_pad(b.g.mT, 3, s) for b in batches], 1).mT, first.bias)  # type: ignore[union-attr]
 
 
 def expand_positions(io: LayerIO, rows: int, generator: torch.Generator) -> tuple[LayerIO, int]:
@@ -176,11 +190,11 @@ def expand_positions(io: LayerIO, rows: int, generator: torch.Generator) -> tupl
         ids, g = io.ids.reshape(-1, 1), io.g.reshape(-1, 1, io.g.shape[2])
         keep, scale = _draw(len(g), rows, generator, g)
         return Lookup(ids[keep], g[keep] * scale, io.vocabulary), len(g)
-    c, n, d_out, s = io.g.shape
-    g = io.g.permute(0, 1, 3, 2).reshape(c, n * s, d_out, 1)
+    c, n, s, d_out = io.g.shape
+    g = io.g.reshape(c, n * s, 1, d_out)
     keep, scale = _draw(n * s, rows, generator, g)
-    a = _dense(io).transpose(2, 3).reshape(c, n * s, io.d_in, 1)
-    return Product(a[:, keep], g[:, keep] * scale, 1, io.bias), n * s
+    a = io.inputs().reshape(c, n * s, 1, io.d_in)
+    return Product(a[:, keep], g[:, keep] * scale, io.bias), n * s
 
 
 def _draw(total: int, rows: int, generator: torch.Generator, like: Tensor) -> tuple[Tensor, float]:
@@ -188,11 +202,6 @@ def _draw(total: int, rows: int, generator: torch.Generator, like: Tensor) -> tu
         return torch.arange(total, device=like.device), 1.0
     keep = torch.randperm(total, generator=generator)[:rows].sort().values
     return keep.to(like.device), (total / rows) ** 0.5
-
-
-def _dense(io: Product) -> Float[Tensor, "c n d_in s"]:
-    c, n, _, s = io.g.shape
-    return io.a.reshape(c, n, io.d_in, s)
 
 
 def _pad(x: Tensor, dim: int, size: int) -> Tensor:

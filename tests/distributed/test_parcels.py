@@ -16,10 +16,10 @@ WIDTHS = [15, 3]  # sizes of the parameters behind each case
 def cases() -> dict[str, LayerIO]:
     torch.manual_seed(0)
     image = torch.randn(N, 1, 3, 6)
-    patches = image.unfold(3, 5, 1).permute(1, 0, 4, 2, 3)[:, :, :, 0]  # overlapping in memory
+    patches = image[:, :, 0].unfold(2, 5, 1).transpose(0, 1)[..., None, :]  # overlapping in memory
     return {
-        "product": Product(torch.randn(1, N, 5, 2), torch.randn(1, N, 3, 2), bias=True),
-        "patches": Product(patches, torch.randn(1, N, 3, 2), bias=True),
+        "product": Product(torch.randn(1, N, 2, 5), torch.randn(1, N, 2, 3), bias=True),
+        "patches": Product(patches, torch.randn(1, N, 2, 3), bias=True),
         "lookup": Lookup(torch.randint(5, (N, 2)), torch.randn(N, 2, 3), 5),
         "rows": Rows((torch.randn(N, 15), torch.randn(N, 3))),
     }

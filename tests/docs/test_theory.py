@@ -73,8 +73,8 @@ def scalar(value: float) -> Tensor:
 
 def product_layer(s: int, d_in: int = 5, d_out: int = 4) -> tuple[Product, Tensor]:
     """A captured layer without bias, and its U [p, n] by definition."""
-    io = Product(random(1, N, d_in, s, seed=1), random(1, N, d_out, s, seed=2))
-    return io, torch.einsum("nis,nos->noi", io.a[0], io.g[0]).flatten(1).T
+    io = Product(random(1, N, s, d_in, seed=1), random(1, N, s, d_out, seed=2))
+    return io, torch.einsum("nsi,nso->noi", io.a[0], io.g[0]).flatten(1).T
 
 
 class Run:
@@ -136,7 +136,7 @@ def test_equation_05_products_with_u_are_those_of_a_layer():
     io, u = product_layer(s=3)
     factor = Operator().build(io, 1.0, torch.float64, generator())
     c, v = random(N, seed=6), random(4, 5, seed=7)
-    a, g = io.a[0].mT, io.g[0].mT  # [n, s, d]
+    a, g = io.a[0], io.g[0]  # [n, s, d]
     assert_close(torch.einsum("n,nso,nsi->oi", c, g, a).reshape(-1), u @ c)
     assert_close(torch.einsum("nso,oi,nsi->n", g, v, a), u.T @ v.reshape(-1))
     assert_close(factor.rmv(c)[0].reshape(-1), u @ c)
@@ -315,7 +315,7 @@ def test_equation_22_truncation_changes_a_direction_by_its_tolerance(power: floa
 @pytest.mark.parametrize("kept", [4, 18])
 def test_equation_23_expanded_positions_are_samples_of_their_own(kept: int):
     io, _ = product_layer(s=3)
-    m = torch.einsum("nis,nos->nsoi", io.a[0], io.g[0]).reshape(N * 3, -1)
+    m = torch.einsum("nsi,nso->nsoi", io.a[0], io.g[0]).reshape(N * 3, -1)
     expanded, total = expand_positions(io, kept, generator())
     u = Operator().build(expanded, total**0.5, torch.float64, generator()).to_dense()
     assert total == N * 3
@@ -381,8 +381,8 @@ def test_equation_27_released_code_mixes_the_samples_of_implicit_layers():
     root = b.abs().sqrt()
     expected = torch.zeros(4, 5, dtype=torch.float64)
     for k in range(2):
-        left = sum(root[i] * io.g[0, i, :, k] for i in range(N))
-        right = sum(b[j] * io.a[0, j, :, k] for j in range(N)) / root.sum()
+        left = sum(root[i] * io.g[0, i, k] for i in range(N))
+        right = sum(b[j] * io.a[0, j, k] for j in range(N)) / root.sum()
         expected += torch.outer(torch.as_tensor(left), torch.as_tensor(right))
     assert_close(got, expected)
     assert (got.reshape(-1) - u @ b).norm() > 0.1 * (u @ b).norm()
@@ -404,8 +404,8 @@ def test_bounds_are_stated_for_every_estimator_of_the_table():
 def captured(positions: int, bias: bool, groups: int, seed: int, spread: float) -> Product:
     """A captured layer whose samples are of very different sizes."""
     sizes = torch.logspace(0, -spread, N, dtype=torch.float64)[:, None, None]
-    a, g = random(groups, N, 5, positions, seed=seed), random(groups, N, 4, positions, seed=seed + 1)
-    return Product(a, sizes * g, 1, bias)
+    a, g = random(groups, N, positions, 5, seed=seed), random(groups, N, positions, 4, seed=seed + 1)
+    return Product(a, sizes * g, bias)
 
 
 def factor_and_gradient(form: str, sketch: str, io: Product, size: int, rank: int, seed: int) -> tuple[Factor, Tensor]:
@@ -514,8 +514,8 @@ def test_equation_30_is_not_kept_by_the_released_code():
         for seed in range(5):
             io = captured(2, False, 1, seed, 1.0)
             factor = form.build(io, N**-0.5, torch.float64, generator(seed))
-            g = torch.einsum("nis,nos->oi", io.a[0], io.g[0]).reshape(-1) / N
-            u = torch.einsum("nis,nos->oin", io.a[0], io.g[0]).flatten(0, 1) / N**0.5
+            g = torch.einsum("nsi,nso->oi", io.a[0], io.g[0]).reshape(-1) / N
+            u = torch.einsum("nsi,nso->oin", io.a[0], io.g[0]).flatten(0, 1) / N**0.5
             damping = 0.1 * float(u.square().sum()) / N
             exact = damped_power(u @ u.T, damping, 1.0, g)
             away.append((form.name, float((direction(factor, g, damping) - exact).norm() / exact.norm())))

@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def product(n: int = 5, s: int = 3, d_in: int = 4, d_out: int = 2, groups: int = 1, bias: bool = True) -> Product:
-    return Product(normal(groups, n, d_in, s), normal(groups, n, d_out, s, seed=1), 1, bias)
+    return Product(normal(groups, n, s, d_in), normal(groups, n, s, d_out, seed=1), bias)
 
 
 def lookup_io(n: int = 5, s: int = 3, d: int = 2, vocabulary: int = 7) -> Lookup:
@@ -55,7 +55,7 @@ def dense_columns(io: LayerIO, scale: float) -> Tensor:
         if isinstance(io, Product):
             for s in range(io.positions):
                 for c in range(len(io.g)):
-                    g, a = io.g[c, i, :, s], io.a.reshape(len(io.g), io.n, io.d_in, -1)[c, i, :, s]
+                    g, a = io.g[c, i, s], io.a[c, i, s]
                     own = slice(c * len(g), (c + 1) * len(g))
                     parts[0][own] += g[:, None] * a[None, :]
                     if io.bias:

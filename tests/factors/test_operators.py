@@ -113,8 +113,8 @@ def test_nbytes_counts_both_sides_of_a_sketch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_factors_compute_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
     io = product()
-    low = Product(io.a.to(dtype), io.g.to(dtype), 1, True)
-    wide = Product(low.a.double(), low.g.double(), 1, True)
+    low = Product(io.a.to(dtype), io.g.to(dtype), True)
+    wide = Product(low.a.double(), low.g.double(), True)
     for estimator in FORMS:
         factor = build_factor(low, form(estimator))
         exact = build_factor(wide, form(estimator))

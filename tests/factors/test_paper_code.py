@@ -99,7 +99,7 @@ def test_damping_is_frozen(name: str, implicit: bool) -> None:
 
 
 def test_implicit_layers_are_low_rank() -> None:
-    io = Product(normal(1, 4, 9, 9), normal(1, 4, 9, 9, seed=1), 1, False)
+    io = Product(normal(1, 4, 9, 9), normal(1, 4, 9, 9, seed=1))
     factor = build_factor(io, form("paper-code, implicit", rank=2))
     assert isinstance(factor, PaperCode)
     assert isinstance(factor.full, Kronecker)

@@ -70,7 +70,7 @@ def test_sketched_gram_of_a_layer_is_unbiased(sketch: str, kind: str) -> None:
 
 def test_two_sided_check_rejects_one_draw_used_for_both_sides() -> None:
     io = product(n=3, s=1, d_in=6, d_out=6, bias=False)
-    io = Product(io.a, io.a.reshape(1, 3, 6, 1), 1, False)  # rows and columns alike: a shared draw shows
+    io = Product(io.a, io.a)  # rows and columns alike: a shared draw shows
     full, u = kronecker(io, 1.0, torch.float64), dense_columns(io, 1.0)
 
     def gram(draws: torch.Generator) -> Tensor:

@@ -72,7 +72,7 @@ WRONG_LAYERS: dict[str, Callable[[LayerIO], LayerIO]] = {
     "bias forgotten": lambda io: replace(io, bias=False),
     "samples swapped": lambda io: replace(io, g=io.g.flip(1)),  # type: ignore[union-attr]
     "inputs negated": lambda io: replace(io, a=-io.a),  # type: ignore[union-attr]
-    "positions mixed": lambda io: replace(io, a=io.a.flip(3)),  # type: ignore[union-attr]
+    "positions mixed": lambda io: replace(io, a=io.a.flip(2)),  # type: ignore[union-attr]
     "a little off": lambda io: replace(io, g=io.g * (1 + 1e-8)),  # type: ignore[union-attr]
 }
 

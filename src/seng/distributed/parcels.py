@@ -45,8 +45,8 @@ class Frame:
         """Return shapes and dtypes of the tensors; ``widths`` are the sizes of the layer's parameters."""
         left, right = DTYPES[self.left], DTYPES[self.right]
         if KINDS[self.kind] == "product":
-            shape = (self.c, self.n, self.d_out, self.s)
-            return [((self.c, self.n, self.d_in, self.s), left), (shape, right)]
+            shape = (self.c, self.n, self.s, self.d_out)
+            return [((self.c, self.n, self.s, self.d_in), left), (shape, right)]
         if KINDS[self.kind] == "lookup":
             return [((self.n, self.s), left), ((self.n, self.s, self.d_out), right)]
         return [((self.n, width), right) for width in widths] if self.kind else []
@@ -63,7 +63,7 @@ def frame_of(io: LayerIO) -> Frame:
     """Describe what a layer captured."""
     right = DTYPES.index(io.dtype)
     if isinstance(io, Product):
-        c, n, d_out, s = io.g.shape
+        c, n, s, d_out = io.g.shape
         return Frame(1, n, c, s, io.d_in, d_out, int(io.bias), DTYPES.index(io.a.dtype), right)
     if isinstance(io, Lookup):
         return Frame(2, io.n, 1, io.positions, 1, io.g.shape[2], io.vocabulary, DTYPES.index(io.ids.dtype), right)
@@ -73,15 +73,14 @@ def frame_of(io: LayerIO) -> Frame:
 def tensors_of(io: LayerIO) -> tuple[Tensor, ...]:
     """Return the tensors that ``Frame.specs`` announces; overlapping patches are written out."""
     if isinstance(io, Product):
-        c, n, _, s = io.g.shape
-        return io.a.reshape(c, n, io.d_in, s), io.g
+        return io.inputs(), io.g
     return (io.ids, io.g) if isinstance(io, Lookup) else io.parts
 
 
 def io_of(frame: Frame, tensors: Sequence[Tensor]) -> LayerIO:
     """Undo ``frame_of`` and ``tensors_of``."""
     if KINDS[frame.kind] == "product":
-        return Product(tensors[0], tensors[1], 1, bool(frame.extra))
+        return Product(tensors[0], tensors[1], bool(frame.extra))
     if KINDS[frame.kind] == "lookup":
         return Lookup(tensors[0], tensors[1], frame.extra)
     return Rows(tuple(tensors))

@@ -79,6 +79,6 @@ def beside_bias(io: Product, weight: Factor, scale: float, dtype: torch.dtype) -
     """Return U of a layer from that of its weight: its bias, if it has one, is written out beside it."""
     if not io.bias:
         return weight
-    rows = io.g.sum(3, dtype=dtype).transpose(0, 1).reshape(io.n, -1) * scale
+    rows = io.g.sum(2, dtype=dtype).transpose(0, 1).reshape(io.n, -1) * scale
     bias = Explicit((rows,), (io.shapes[1],))
     return Combined((weight, bias), ((0,), (1,)), io.shapes)

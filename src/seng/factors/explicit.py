@@ -66,7 +66,7 @@ def explicit(io: Product | Rows, scale: float, dtype: torch.dtype) -> Explicit:
 
 
 def _product_rows(io: Product, scale: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    c, n, d_out, s = io.g.shape
+    c, n, s, d_out = io.g.shape
     weight = torch.empty(n, c, d_out, io.d_in, dtype=dtype, device=io.g.device)
     step = max(1, SCRATCH // max(1, c * s * io.d_in))
     for i in range(0, n, step):
@@ -78,7 +78,7 @@ def _product_rows(io: Product, scale: float, dtype: torch.dtype) -> tuple[Tensor
             weight[i : i + step] = (left @ a.to(dtype)).transpose(0, 1)
     if not io.bias:
         return (weight.view(n, -1),)
-    bias = io.g.sum(3, dtype=dtype).transpose(0, 1).reshape(n, -1).mul_(scale)
+    bias = io.g.sum(2, dtype=dtype).transpose(0, 1).reshape(n, -1).mul_(scale)
     return weight.view(n, -1), bias
 
 

@@ -73,9 +73,9 @@ def parts_in_form(
             found.append((Rows(explicit(io, 1.0, block.compute_dtype).parts), slots))
             continue
         low = low_rank(io, choice.form.wire_rank, 1.0, block.compute_dtype, generator)
-        found.append((Product(low.a.mT, low.g.mT), slots[:1]))
+        found.append((Product(low.a, low.g), slots[:1]))
         if io.bias:
-            bias = io.g.sum(3, dtype=block.compute_dtype).transpose(0, 1).reshape(io.n, -1)
+            bias = io.g.sum(2, dtype=block.compute_dtype).transpose(0, 1).reshape(io.n, -1)
             found.append((Rows((bias,)), slots[1:]))
     return tuple(found)
 

@@ -189,7 +189,7 @@ def _captured(generator: torch.Generator) -> Iterator[LayerIO]:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     for c, s, d_in, d_out, bias in [(1, 1, 4, 3, True), (1, 6, 2, 4, False), (2, 3, 3, 2, True), (1, 9, 3, 2, True)]:
-        yield Product(random(c, 5, d_in, s), random(c, 5, d_out, s), 1, bias)
+        yield Product(random(c, 5, s, d_in), random(c, 5, s, d_out), bias)
     yield Lookup(torch.randint(4, (5, 6), generator=generator), random(5, 6, 3), 7)
     yield Rows((random(5, 4), random(5, 2)))
 
@@ -204,8 +204,8 @@ def _columns(io: LayerIO) -> Tensor:
             for s in range(io.positions):
                 rows[i, io.ids[i, s]] += io.g[i, s]
         return rows.flatten(1).T
-    weight = torch.einsum("cnis,cnos->ncoi", io.a, io.g).flatten(1)
-    bias = io.g.sum(3).transpose(0, 1).flatten(1)
+    weight = torch.einsum("cnsi,cnso->ncoi", io.a, io.g).flatten(1)
+    bias = io.g.sum(2).transpose(0, 1).flatten(1)
     return torch.cat([weight, bias] if io.bias else [weight], 1).T
 
 

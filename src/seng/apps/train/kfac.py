@@ -38,7 +38,7 @@ def factors(io: Product) -> tuple[Float[Tensor, "d_in d_in"], Float[Tensor, "d_o
     Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers" (2016).
     """
     width = io.d_in + io.bias
-    inputs, outputs = io.g.new_zeros(width, width), io.g.new_zeros(io.g.shape[2], io.g.shape[2])
+    inputs, outputs = io.g.new_zeros(width, width), io.g.new_zeros(io.g.shape[3], io.g.shape[3])
     for start in range(0, io.n, CHUNK):
         a, g = (part[0].flatten(0, 1) for part in io.chunk(start, start + CHUNK))
         a = torch.cat([a, a.new_ones(len(a), 1)], 1) if io.bias else a
