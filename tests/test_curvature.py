@@ -29,9 +29,9 @@ from seng.curvature import (
     to_message,
 )
 from seng.estimators import Choice, Form, Operator, Truncated
+from seng.per_sample import Product
 from seng.planner import solver_for
 from seng.solve import EigenState
-from seng.types import Product
 
 ROUNDING = 1e-12  # float64; K is mirrored at its diagonal on the way
 N = 5

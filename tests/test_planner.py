@@ -16,16 +16,16 @@ from seng.estimators import ESTIMATORS, Auto, Estimator, Exact, Form, LowRank, O
 from seng.estimators import Rows as RowsForm
 from seng.estimators.auto import EXACT_LIMIT
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
+from seng.per_sample import LayerGradients, Lookup, Product, Rows
 from seng.planner import choose_all, choose_block, priced, total_bytes
 from seng.sizes import Size
 from seng.solve import DirectState
-from seng.types import LayerIO, Lookup, Product, Rows
 
 UNCOUNTED = 0.1  # share of bytes the plan leaves out: indices and weights of samplings
 
 PRODUCT = Product(torch.zeros(2, 8, 4, 30), torch.zeros(2, 8, 4, 20), True)
 LOOKUP = Lookup(torch.zeros(8, 4, dtype=torch.long), torch.zeros(8, 4, 20), 50)
-ROWS = Rows((torch.zeros(8, 20), torch.zeros(8, 20)))
+ROWS = Rows.of((torch.zeros(8, 20), torch.zeros(8, 20)))
 HUGE = Size("product", n=256, p=4096 * 4096, s=196, d_in=4096, d_out=4096)
 EACH_STEP = Options(refresh_every=1)
 TALL = Size("product", n=32, p=2048 * 512, s=1024, d_in=2048, d_out=512)
@@ -55,7 +55,7 @@ def test_size_is_read_off_the_layer() -> None:
 
 @pytest.mark.parametrize("io", [PRODUCT, LOOKUP, ROWS], ids=["product", "lookup", "rows"])
 @pytest.mark.parametrize("form", FORMS)  # how much truncation holds depends on the data
-def test_planned_bytes_are_the_bytes_held(io: LayerIO, form: Form) -> None:
+def test_planned_bytes_are_the_bytes_held(io: LayerGradients, form: Form) -> None:
     for taken in form.forms(Size.of(io)):
         factor = taken.build(io, 1.0, torch.float32, torch.Generator())
         planned = priced(taken, Size.of(io), Options(), 0).nbytes

@@ -175,6 +175,28 @@ def test_unpacking_undoes_packing(options: dict[str, Any]) -> None:
         assert frozen(pack(again)) == frozen(packed)
 
 
+FORMER = {"Product": "Kronecker", "Rows": "Explicit", "Lookup": "LookupFactor"}
+
+
+def renamed(value: Any) -> Any:
+    """Return a state with the names that classes had before."""
+    if isinstance(value, dict):
+        return {key: FORMER.get(item, item) if key == "type" else renamed(item) for key, item in value.items()}
+    return type(value)(map(renamed, value)) if isinstance(value, tuple | list) else value
+
+
+def test_curvature_saved_under_former_names_is_loaded() -> None:
+    model = small()
+    optimizer = SENG(model, lr=0.01, estimator="exact")
+    advance(model, optimizer, range(K))
+    preconditioner = optimizer.preconditioner
+    state = copy.deepcopy(preconditioner.state_dict())
+    assert {entry["factor"]["type"] for entry in state["curvature"].values()} == {*FORMER}
+    advance(model, optimizer, range(K, 2 * K))
+    preconditioner.load_state_dict(renamed(state))
+    assert frozen(preconditioner.state_dict()) == frozen(state)
+
+
 def test_loading_twice_is_loading_once() -> None:
     model, optimizer = saved_run()
     state = through_a_file(optimizer.state_dict())

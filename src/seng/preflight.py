@@ -19,9 +19,9 @@ from .distributed import require_strategy
 from .errors import OptionError, OrderError
 from .estimators import Choice
 from .layers import Bare, LayerCall, UnsupportedCall, gradients_of
+from .per_sample import LayerGradients, join_uses
 from .planner import choose_all
 from .sizes import Size
-from .types import LayerIO, join_uses
 from .wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -209,9 +209,9 @@ def _types(block: Block) -> str:
     return " + ".join(dict.fromkeys(type(entry.module).__name__ for entry, _ in block.members))
 
 
-def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerIO]:
+def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerGradients]:
     """Run the model once and return what each part of a layer would give, zeros in place of output gradients."""
-    captured: dict[str, list[LayerIO]] = {}
+    captured: dict[str, list[LayerGradients]] = {}
 
     def hook_for(entry: Watched) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

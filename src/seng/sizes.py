@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .types import LayerIO, Lookup, Product, parameters_of
+from .per_sample import LayerGradients, Lookup, Product
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Size:
     members: tuple[Size, ...] = ()
 
     @staticmethod
-    def of_block(ios: Sequence[LayerIO], itemsize: int, expanded: int | None, tied: bool = True) -> Size:
+    def of_block(ios: Sequence[LayerGradients], itemsize: int, expanded: int | None, tied: bool = True) -> Size:
         """Read the shape of a whole block, where tied modules stand side by side.
 
         Args:
@@ -45,9 +45,9 @@ class Size:
         return first
 
     @staticmethod
-    def of(io: LayerIO, itemsize: int = 4) -> Size:
+    def of(io: LayerGradients, itemsize: int = 4) -> Size:
         """Read the shape off what a layer captured."""
-        p = parameters_of(io)
+        p = sum(rows * columns for rows, columns in io.shapes)
         if isinstance(io, Product):
             c, n, s, d_out = io.g.shape
             return Size("product", n, p, c, s, io.d_in, d_out, itemsize)

@@ -14,8 +14,8 @@ from .curvature import Curvature
 from .direction import is_sketched
 from .distributed import Strategy
 from .errors import SengError, StateError
-from .factors import Factor
 from .gradients import squared
+from .per_sample import PerSampleGradients
 from .refreshing import Carriers, Move, Place, move
 from .sketch import Sketch
 from .solve import CholeskyState, DirectState, EigenState, SolveState
@@ -221,7 +221,7 @@ def unpack(packed: Any, device: torch.device) -> Any:
     if not isinstance(packed, dict):
         return packed
     name = packed.get("type")
-    known: dict[str, Any] = {**TYPES, **Factor.TYPES, **Sketch.TYPES, **SolveState.TYPES}
+    known: dict[str, Any] = {**TYPES, **PerSampleGradients.TYPES, **Sketch.TYPES, **SolveState.TYPES}
     kind = known.get(name) if isinstance(name, str) else None
     values = {key: unpack(item, device) for key, item in packed.items() if key != "type"}
     if kind is None or set(values) != {field.name for field in fields(kind)}:

@@ -7,13 +7,13 @@ import torch
 
 from seng.distributed.parcels import Frame, frame_of, io_of, shape_only, silent, tensors_of
 from seng.estimators import Operator
-from seng.types import LayerIO, Lookup, Product, Rows, join_batches
+from seng.per_sample import LayerGradients, Lookup, Product, Rows, join_batches
 
 N = 4
 WIDTHS = [15, 3]  # sizes of the parameters behind each case
 
 
-def cases() -> dict[str, LayerIO]:
+def cases() -> dict[str, LayerGradients]:
     torch.manual_seed(0)
     image = torch.randn(N, 1, 3, 6)
     patches = image[:, :, 0].unfold(2, 5, 1).transpose(0, 1)[..., None, :]  # overlapping in memory
@@ -21,7 +21,7 @@ def cases() -> dict[str, LayerIO]:
         "product": Product(torch.randn(1, N, 2, 5), torch.randn(1, N, 2, 3), bias=True),
         "patches": Product(patches, torch.randn(1, N, 2, 3), bias=True),
         "lookup": Lookup(torch.randint(5, (N, 2)), torch.randn(N, 2, 3), 5),
-        "rows": Rows((torch.randn(N, 15), torch.randn(N, 3))),
+        "rows": Rows.of((torch.randn(N, 15), torch.randn(N, 3))),
     }
 
 

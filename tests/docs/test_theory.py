@@ -21,11 +21,9 @@ from seng.apps.theory.solvers import BOUNDS, SOLVED, solved, system_of
 from seng.apps.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
 from seng.distributed import Local
 from seng.distributed.wire import Wire
-from seng.estimators import ESTIMATORS, Form, LowRank, Operator, Rows, Sketched, Truncated
+from seng.estimators import ESTIMATORS, Form, LowRank, Operator, Sketched, Truncated
+from seng.estimators import Rows as RowsForm
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
-from seng.factors import Explicit, Factor, combine, merge, truncate
-from seng.factors.sketched import sketch_rows, sketch_sides
-from seng.factors.truncated import TOLERANCE
 from seng.func.config import Settings
 from seng.func.solvers import SOLVERS
 from seng.linalg import (
@@ -36,10 +34,12 @@ from seng.linalg import (
     low_rank_products,
     metric_length,
 )
+from seng.per_sample import PerSampleGradients, Product, Rows, combine, merge, truncate
+from seng.per_sample.sketched import sketch_rows, sketch_sides
+from seng.per_sample.truncated import TOLERANCE
 from seng.sizes import Size
 from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
-from seng.types import Product, expand_positions
 
 from ..unsupported import Slope
 
@@ -146,7 +146,7 @@ def test_equation_05_products_with_u_are_those_of_a_layer():
 @pytest.mark.parametrize("name", SKETCHES)
 def test_equation_06_sketched_coefficients_solve_the_sketched_problem(name: str):
     (u, _), g, damping = columns(), random(P, seed=5), 0.3
-    factor = sketch_rows(Explicit((u.T.contiguous(),), ((P, 1),)), name, 7, generator())
+    factor = sketch_rows(Rows((u.T.contiguous(),), ((P, 1),)), name, 7, generator())
     omega = factor.left(torch.eye(P, dtype=torch.float64)).T
     b = torch.linalg.solve(factor.gram() + damping * torch.eye(N).double(), factor.mv((g,)))
     stacked = torch.cat([omega @ u, damping**0.5 * torch.eye(N).double()])
@@ -292,7 +292,7 @@ def test_equation_20_uncovered_parameters_move_at_the_pace_of_the_mean_damping_w
 
 def test_equation_21_merging_puts_columns_side_by_side():
     (one, _), (two, _) = columns(1), columns(2)
-    factors = [Explicit((u.T.contiguous(),), ((P, 1),)) for u in (one, two)]
+    factors = [Rows((u.T.contiguous(),), ((P, 1),)) for u in (one, two)]
     v = merge(factors[0], factors[1], 0.3).to_dense()
     assert_close(v @ v.T, 0.3 * one @ one.T + 0.7 * two @ two.T)
 
@@ -301,7 +301,7 @@ def test_equation_21_merging_puts_columns_side_by_side():
 def test_equation_22_truncation_changes_a_direction_by_its_tolerance(power: float):
     u = torch.linalg.qr(random(P, N)).Q * torch.logspace(0, -5, N, dtype=torch.float64)
     g, damping = u @ random(N, seed=8) + 1e-3 * random(P, seed=9), 1.0
-    full = Explicit((u.T.contiguous(),), ((P, 1),))
+    full = Rows((u.T.contiguous(),), ((P, 1),))
     small, values = truncate(full, scalar(damping))
     assert 0 < small.n < N
     assert_close(small.gram(), values.diag())
@@ -316,7 +316,7 @@ def test_equation_22_truncation_changes_a_direction_by_its_tolerance(power: floa
 def test_equation_23_expanded_positions_are_samples_of_their_own(kept: int):
     io, _ = product_layer(s=3)
     m = torch.einsum("nsi,nso->nsoi", io.a[0], io.g[0]).reshape(N * 3, -1)
-    expanded, total = expand_positions(io, kept, generator())
+    expanded, total = io.expanded(kept, generator())
     u = Operator().build(expanded, total**0.5, torch.float64, generator()).to_dense()
     assert total == N * 3
     assert u.shape[1] == kept
@@ -408,8 +408,10 @@ def captured(positions: int, bias: bool, groups: int, seed: int, spread: float) 
     return Product(a, sizes * g, bias)
 
 
-def factor_and_gradient(form: str, sketch: str, io: Product, size: int, rank: int, seed: int) -> tuple[Factor, Tensor]:
-    forms: tuple[Form, ...] = (Operator(), Rows(), Truncated(), Sketched(sketch, size), LowRank(rank, size, sketch))
+def factor_and_gradient(
+    form: str, sketch: str, io: Product, size: int, rank: int, seed: int
+) -> tuple[PerSampleGradients, Tensor]:
+    forms: tuple[Form, ...] = (Operator(), RowsForm(), Truncated(), Sketched(sketch, size), LowRank(rank, size, sketch))
     (chosen,) = (known for known in forms if known.name == form)
     factor = chosen.build(io, N**-0.5, torch.float64, generator(seed))
     p = sum(rows * columns for rows, columns in factor.shapes)
@@ -498,7 +500,7 @@ def test_equation_29_sketched_directions_keep_their_bounds(
 @pytest.mark.parametrize("sketch", SKETCHES)
 def test_equation_29_says_something_for_every_sketch(sketch: str):
     u, g = samples(512, N, 0)
-    full = Explicit((u.T.contiguous(),), ((512, 1),))
+    full = Rows((u.T.contiguous(),), ((512, 1),))
     damping = 10 * float(u.square().sum()) / N
     factor = sketch_rows(full, sketch, 384, generator())
     found, d = embedding(factor, g, damping), direction(factor, g, damping)

@@ -12,8 +12,8 @@ from torch import nn
 
 from seng.layers import LayerCall
 from seng.layers.linear import linear
+from seng.per_sample import Product
 from seng.testing import check_layer
-from seng.types import Product
 
 from .draws import batches, examples, option_sets, seeds, sizes
 

@@ -15,15 +15,14 @@ from seng.curvature import Pool, factor_of, member_io
 from seng.distributed.parcels import frame_of, tensors_of
 from seng.estimators import Choice, LowRank, Operator
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
-from seng.factors import Factor
+from seng.per_sample import LayerGradients, PerSampleGradients
 from seng.refreshing.forms import CAPTURED, LOW_RANK, ROWS, form_of, framed, parts_in_form, pooled, received, specs_of
-from seng.types import LayerIO
 
 EXACT = 1e-12  # float64: products in another order
 OPTIONS = Options()
 
 
-def captured(module: nn.Module, x: torch.Tensor) -> tuple[Block, dict[int, LayerIO]]:
+def captured(module: nn.Module, x: torch.Tensor) -> tuple[Block, dict[int, LayerGradients]]:
     module = module.double()
     (block,) = lay_out(module, OPTIONS, "test").blocks.values()
     capture = Capture([member.watched for member, _ in block.members])
@@ -31,17 +30,17 @@ def captured(module: nn.Module, x: torch.Tensor) -> tuple[Block, dict[int, Layer
     return block, member_io(block, capture.collect().layers)
 
 
-def conv() -> tuple[Block, dict[int, LayerIO]]:
+def conv() -> tuple[Block, dict[int, LayerGradients]]:
     torch.manual_seed(0)
     return captured(nn.Conv1d(2, 3, 3), torch.randn(5, 2, 20))
 
 
-def linear() -> tuple[Block, dict[int, LayerIO]]:
+def linear() -> tuple[Block, dict[int, LayerGradients]]:
     torch.manual_seed(0)
     return captured(nn.Linear(40, 30), torch.randn(5, 40))
 
 
-def plainly(block: Block, own: dict[int, LayerIO]) -> Factor:
+def plainly(block: Block, own: dict[int, LayerGradients]) -> PerSampleGradients:
     choice = Choice(Operator())
     parts = parts_in_form(block, own, CAPTURED, choice, torch.Generator())
     return factor_of(block, parts, choice, Pool(5), OPTIONS, 0)[0]
@@ -49,7 +48,7 @@ def plainly(block: Block, own: dict[int, LayerIO]) -> Factor:
 
 @pytest.mark.parametrize("make", [conv, linear])
 @pytest.mark.parametrize("form", [CAPTURED, ROWS])
-def test_form_keeps_the_factor(make: Callable[[], tuple[Block, dict[int, LayerIO]]], form: str) -> None:
+def test_form_keeps_the_factor(make: Callable[[], tuple[Block, dict[int, LayerGradients]]], form: str) -> None:
     block, own = make()
     choice = Choice(Operator())
     parts = parts_in_form(block, own, form, choice, torch.Generator())
@@ -87,7 +86,7 @@ def test_low_rank_form_at_full_rank_keeps_the_factor() -> None:
     ],
 )
 def test_form_is_the_one_with_the_fewest_bytes(
-    make: Callable[[], tuple[Block, dict[int, LayerIO]]], choice: Choice, positions: str, expected: str
+    make: Callable[[], tuple[Block, dict[int, LayerGradients]]], choice: Choice, positions: str, expected: str
 ) -> None:
     block, own = make()
     frames = [{k: frame_of(io) for k, io in own.items()}, {}]

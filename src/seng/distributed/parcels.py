@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..types import LayerIO, Lookup, Product, Rows
+from ..per_sample import LayerGradients, Lookup, Product, Rows
 
 KINDS = ("absent", "product", "lookup", "rows")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32)
@@ -59,7 +59,7 @@ class Frame:
 NUMBERS = len(Frame().numbers())
 
 
-def frame_of(io: LayerIO) -> Frame:
+def frame_of(io: LayerGradients) -> Frame:
     """Describe what a layer captured."""
     right = DTYPES.index(io.dtype)
     if isinstance(io, Product):
@@ -70,28 +70,31 @@ def frame_of(io: LayerIO) -> Frame:
     return Frame(3, io.n, 1, 1, right=right)
 
 
-def tensors_of(io: LayerIO) -> tuple[Tensor, ...]:
+def tensors_of(io: LayerGradients) -> tuple[Tensor, ...]:
     """Return the tensors that ``Frame.specs`` announces; overlapping patches are written out."""
     if isinstance(io, Product):
         return io.inputs(), io.g
-    return (io.ids, io.g) if isinstance(io, Lookup) else io.parts
+    if isinstance(io, Lookup):
+        return io.ids, io.g
+    assert isinstance(io, Rows)
+    return io.parts
 
 
-def io_of(frame: Frame, tensors: Sequence[Tensor]) -> LayerIO:
+def io_of(frame: Frame, tensors: Sequence[Tensor]) -> LayerGradients:
     """Undo ``frame_of`` and ``tensors_of``."""
     if KINDS[frame.kind] == "product":
         return Product(tensors[0], tensors[1], bool(frame.extra))
     if KINDS[frame.kind] == "lookup":
         return Lookup(tensors[0], tensors[1], frame.extra)
-    return Rows(tuple(tensors))
+    return Rows.of(tuple(tensors))
 
 
-def silent(frame: Frame, n: int, widths: Sequence[int], device: torch.device) -> LayerIO:
+def silent(frame: Frame, n: int, widths: Sequence[int], device: torch.device) -> LayerGradients:
     """Return n samples that contribute nothing to a layer of this shape."""
     specs = replace(frame, n=n, s=1).specs(widths)
     return io_of(frame, [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in specs])
 
 
-def shape_only(frame: Frame, widths: Sequence[int]) -> LayerIO:
+def shape_only(frame: Frame, widths: Sequence[int]) -> LayerGradients:
     """Return what a frame describes without any data, to plan with."""
     return io_of(frame, [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in frame.specs(widths)])

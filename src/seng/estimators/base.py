@@ -15,11 +15,10 @@ import torch
 
 from ..checks import plain, require_count, require_number
 from ..errors import choose
-from ..factors import Factor
+from ..per_sample import LayerGradients, PerSampleGradients
 from ..sizes import Size
 from ..sketch import SKETCHES
 from ..solve import EigenState, SolveState
-from ..types import LayerIO
 
 MEMORY_BOUND = 10.0  # what products that read an element for two flops take, in times their flops
 ROWS = 256  # of a sketch, by default
@@ -144,7 +143,9 @@ class Form(Estimator):
         """Return what U of a block takes."""
 
     @abstractmethod
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
         """Return U of what a layer captured; ``scale`` multiplies every column."""
 
     def columns(self, n: int, p: int) -> int:

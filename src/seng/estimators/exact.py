@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, explicit, implicit_gram_is_cheaper, kronecker, lookup, thin
+from ..per_sample import LayerGradients, PerSampleGradients, implicit_gram_is_cheaper
 from ..sizes import Size
-from ..types import LayerIO, Lookup, Product
 from .base import MEMORY_BOUND, ROWS, Choice, Cost, Estimator, Form
 
 
@@ -38,10 +37,10 @@ class Operator(Form):
         gram = n * n * s * s * both if cheap else n * s * whole + n * n * whole
         return Cost(size.c * n * s * both, 2.0 * size.c * gram, 4.0 * size.c * n * s * whole, n)
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
-        if isinstance(io, Product):
-            return kronecker(io, scale, dtype)
-        return lookup(io, scale, dtype) if isinstance(io, Lookup) else explicit(io, scale, dtype)
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
+        return io.held(scale, dtype)
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,10 @@ class Rows(Form):
         form = size.c * size.n * size.s * size.d_in * size.d_out
         return Cost(k * size.p, 2.0 * form + 2.0 * size.n * k * size.p, MEMORY_BOUND * 4.0 * k * size.p, k)
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
-        return lookup(io, scale, dtype) if isinstance(io, Lookup) else thin(explicit(io, scale, dtype))
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
+        return io.written_out(scale, dtype).thin()
 
 
 FORMS = (Operator(), Rows())

@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, beside_bias, low_rank, sketch_sides
+from ..per_sample import LayerGradients, PerSampleGradients, Product, beside_bias, low_rank, sketch_sides
 from ..sizes import Size
 from ..sketch import sketch_bytes
-from ..types import LayerIO, Product
 from .base import ROWS, Cost, Form
 
 
@@ -64,11 +63,13 @@ class LowRank(Form):
             size.n,
         )
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
         assert isinstance(io, Product)  # the only kind of this form
         return beside_bias(io, self.weight(io, scale, dtype, generator), scale, dtype)
 
-    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> PerSampleGradients:
         """Return U of the weight alone."""
         full = low_rank(io, self.rank, scale, dtype, generator)
         return sketch_sides(full, self.sketch, self.rows, generator)

@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, as_released
-from ..factors import Sketched as SketchedFactor
+from ..per_sample import LayerGradients, PerSampleGradients, Product, as_released
+from ..per_sample import Sketched as SketchedGradients
 from ..sizes import Size
-from ..types import LayerIO, Product
 from .base import ROWS, Choice, Estimator, Form
 from .low_rank import LowRank
 from .sketched import Sketched
@@ -26,9 +25,11 @@ class ReleasedRows(Sketched):
     name: ClassVar[str] = "paper-code"
     frozen_damping: ClassVar[bool] = True
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
         factor = super().build(io, scale, dtype, generator)
-        assert isinstance(factor, SketchedFactor)
+        assert isinstance(factor, SketchedGradients)
         return as_released(factor)
 
 
@@ -39,9 +40,9 @@ class ReleasedLowRank(LowRank):
     name: ClassVar[str] = "paper-code"
     frozen_damping: ClassVar[bool] = True
 
-    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> PerSampleGradients:
         factor = super().weight(io, scale, dtype, generator)
-        assert isinstance(factor, SketchedFactor)
+        assert isinstance(factor, SketchedGradients)
         return as_released(factor)
 
 

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, explicit, sketch_rows
+from ..per_sample import LayerGradients, PerSampleGradients, sketch_rows
 from ..sizes import Size
 from ..sketch import sketch_bytes
-from ..types import LayerIO, Lookup
 from .base import MEMORY_BOUND, ROWS, Cost, Form
 
 
@@ -50,6 +49,7 @@ class Sketched(Form):
             size.n,
         )
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
-        assert not isinstance(io, Lookup)  # no kind of this form
-        return sketch_rows(explicit(io, scale, dtype), self.sketch, self.rows, generator)
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
+        return sketch_rows(io.written_out(scale, dtype), self.sketch, self.rows, generator)

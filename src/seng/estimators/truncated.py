@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..factors import TOLERANCE
+from ..per_sample import TOLERANCE
 from ..sizes import Size
 from .base import ROWS, Cost
 from .exact import Operator

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..types import Product
+from ..per_sample import Product
 from .contract import Gradients, LayerCall
 from .linear import product
 

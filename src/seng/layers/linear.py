@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..types import Product
+from ..per_sample import Product
 from .contract import Gradients, LayerCall, Names
 
 

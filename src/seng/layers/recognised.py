@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..types import Product
+from ..per_sample import Product
 from .contract import Gradients, Layer, LayerCall
 from .norm import trailing_rows
 

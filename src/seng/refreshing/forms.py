@@ -16,8 +16,7 @@ from ..curvature import BlockParts, in_place
 from ..distributed.parcels import DTYPES, KINDS, Frame, frame_of, io_of, silent, tensors_of
 from ..distributed.wire import Spec, parcel_bytes
 from ..estimators import Choice
-from ..factors import explicit, low_rank
-from ..types import LayerIO, Product, Rows, join_batches
+from ..per_sample import LayerGradients, Product, Rows, join_batches, low_rank
 
 CAPTURED, ROWS, LOW_RANK = "captured", "rows", "low-rank"
 Framed = list[tuple[tuple[int, ...], Frame]]  # positions of a part's parameters in the block, and its frame
@@ -60,23 +59,21 @@ def framed(block: Block, own: Mapping[int, Frame], form: str, choice: Choice) ->
 
 
 def parts_in_form(
-    block: Block, own: Mapping[int, LayerIO], form: str, choice: Choice, generator: torch.Generator
+    block: Block, own: Mapping[int, LayerGradients], form: str, choice: Choice, generator: torch.Generator
 ) -> BlockParts:
     """Return what one rank sends."""
     if form == CAPTURED:
         return in_place(block, own)
-    found: list[tuple[LayerIO, tuple[int, ...]]] = []
+    found: list[tuple[LayerGradients, tuple[int, ...]]] = []
     for k, io in own.items():
         slots = block.members[k][1]
         assert isinstance(io, Product)
         if form == ROWS or choice.form.wire_rank is None:
-            found.append((Rows(explicit(io, 1.0, block.compute_dtype).parts), slots))
+            found.append((io.written_out(1.0, block.compute_dtype), slots))
             continue
-        low = low_rank(io, choice.form.wire_rank, 1.0, block.compute_dtype, generator)
-        found.append((Product(low.a, low.g), slots[:1]))
+        found.append((low_rank(io, choice.form.wire_rank, 1.0, block.compute_dtype, generator), slots[:1]))
         if io.bias:
-            bias = io.g.sum(2, dtype=block.compute_dtype).transpose(0, 1).reshape(io.n, -1)
-            found.append((Rows((bias,)), slots[1:]))
+            found.append((Rows.of((io.bias_rows(1.0, block.compute_dtype),)), slots[1:]))
     return tuple(found)
 
 
@@ -118,7 +115,7 @@ def pooled(block: Block, by_rank: Sequence[BlockParts]) -> BlockParts:
     for parts in by_rank:
         for io, slots in parts:
             models.setdefault((slots, type(io).__name__), frame_of(io))
-    joined: list[tuple[LayerIO, tuple[int, ...]]] = []
+    joined: list[tuple[LayerGradients, tuple[int, ...]]] = []
     for (slots, kind), frame in models.items():
         ios = []
         for parts in filter(None, by_rank):

@@ -19,15 +19,15 @@ from ..distributed.wire import parcel_bytes
 from ..errors import MemoryBudgetError
 from ..estimators import Choice
 from ..gradient_check import COLUMNS
+from ..per_sample import LayerGradients
 from ..planner import choose_all
 from ..sizes import Size
 from ..sketch import generator_for
-from ..types import LayerIO
 from .forms import LOW_RANK, form_of, framed, parts_in_form, pooled, received, rounded, specs_of, widths
 from .moving import Move, Place, move_one
 from .reach import bounds_passing
 
-Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
+Members = dict[str, dict[int, LayerGradients]]  # what each block's members captured
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,7 @@ class Sharing:
         return Incoming(census.samples, alone, shared, take, strategy, refreshed)
 
     def _maker(
-        self, block: Block, own: Mapping[int, LayerIO], form: str, choice: Choice, step: int
+        self, block: Block, own: Mapping[int, LayerGradients], form: str, choice: Choice, step: int
     ) -> Callable[[], list[Tensor]]:
         def make() -> list[Tensor]:
             generator = generator_for(self.options.seed, step, block.name)

@@ -18,7 +18,7 @@ from ...capture import Capture
 from ...config import Options
 from ...curvature import member_io
 from ...errors import ModelError
-from ...types import Product
+from ...per_sample import Product
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHUNK = 32  # samples whose inputs are written out at once

@@ -1,36 +1,37 @@
-"""Factors: U as an operator, and how it is made of what a layer captured. One file a form."""
+"""Per-sample gradients U as operators: as layers give them, and as estimators keep them. One kind of U a file."""
 
 from __future__ import annotations
 
-from .base import Factor
+from .base import Grads, PerSampleGradients
 from .combined import Combined, beside_bias
-from .explicit import Explicit, explicit, thin
-from .kronecker import Kronecker, implicit_gram_is_cheaper, kronecker
-from .lookup import LookupFactor, lookup
+from .layer import LayerGradients, join_batches, join_uses
+from .lookup import Lookup
 from .paper_code import PaperCode, as_released
+from .product import Product, implicit_gram_is_cheaper
+from .rows import Rows
 from .sketched import Sketched, low_rank, sketch_rows, sketch_sides
 from .truncated import TOLERANCE, combine, merge, truncate
 
 __all__ = [
     "TOLERANCE",
     "Combined",
-    "Explicit",
-    "Factor",
-    "Kronecker",
-    "LookupFactor",
+    "Grads",
+    "LayerGradients",
+    "Lookup",
     "PaperCode",
+    "PerSampleGradients",
+    "Product",
+    "Rows",
     "Sketched",
     "as_released",
     "beside_bias",
     "combine",
-    "explicit",
     "implicit_gram_is_cheaper",
-    "kronecker",
-    "lookup",
+    "join_batches",
+    "join_uses",
     "low_rank",
     "merge",
     "sketch_rows",
     "sketch_sides",
-    "thin",
     "truncate",
 ]

@@ -1,41 +1,82 @@
-"""Embeddings: per-sample gradients kept as indices and output gradients."""
+"""Embeddings: per-sample gradients as indices and output gradients."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..linalg.gram import SCRATCH
-from ..types import Grads, Lookup
-from .base import Factor
+from .base import Grads
+from .layer import LayerGradients, drawn, padded
+from .rows import Rows
 
 
 @dataclass(frozen=True)
-class LookupFactor(Factor):
-    """Column i of U adds scale * g[i, s] to row ids[i, s].
+class Lookup(LayerGradients, names=("Lookup", "LookupFactor")):
+    """Column i of U adds scale * g[i, s] to row ids[i, s] of the weight; no one-hot array is formed.
 
     Args:
         ids: Row indices, [n, s].
-        g: Output gradients, [n, s, d].
+        g: Output gradients, zero where the index is the padding one, [n, s, d].
         vocabulary: Number of rows of the weight.
-        scale: Factor on every column.
+        scale: Factor on every column: 1 as captured.
     """
+
+    kind: ClassVar[str] = "lookup"
 
     ids: Int[Tensor, "n s"]
     g: Float[Tensor, "n s d"]
     vocabulary: int
-    scale: float
+    scale: float = 1.0
 
     @property
     def n(self) -> int:
         return self.g.shape[0]
 
     @property
+    def positions(self) -> int:
+        return self.g.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.g.dtype
+
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return ((self.vocabulary, self.g.shape[2]),)
+
+    def held(self, scale: float, dtype: torch.dtype) -> Lookup:
+        """Memory: n s d."""
+        return replace(self, g=self.g.to(dtype), scale=scale)
+
+    def written_out(self, scale: float, dtype: torch.dtype) -> Rows:
+        rows = self.held(scale, dtype).tile(0, 0, self.vocabulary)
+        return Rows((rows.flatten(1),), self.shapes)
+
+    def multiplied(self, ratio: float) -> Lookup:
+        return replace(self, g=self.g * ratio)
+
+    def expanded(self, rows: int, generator: torch.Generator) -> tuple[Lookup, int]:
+        ids, g = self.ids.reshape(-1, 1), self.g.reshape(-1, 1, self.g.shape[2])
+        keep, scale = drawn(len(g), rows, generator, g)
+        return replace(self, ids=ids[keep], g=g[keep] * scale), len(g)
+
+    @classmethod
+    def added(cls, uses: Sequence[Lookup]) -> Lookup:
+        """Positions of all uses stand side by side."""
+        ids, g = torch.cat([use.ids for use in uses], 1), torch.cat([use.g for use in uses], 1)
+        return cls(ids, g, uses[0].vocabulary)
+
+    @classmethod
+    def side_by_side(cls, batches: Sequence[Lookup]) -> Lookup:
+        s = max(batch.positions for batch in batches)
+        ids = torch.cat([padded(batch.ids, 1, s) for batch in batches])
+        return cls(ids, torch.cat([padded(batch.g, 1, s) for batch in batches]), batches[0].vocabulary)
 
     def tile(self, slot: int, start: int, stop: int) -> Float[Tensor, "n rows columns"]:
         n, s, d = self.g.shape
@@ -49,7 +90,7 @@ class LookupFactor(Factor):
         used, ids = self.ids.unique(return_inverse=True)
         n, s, d = self.g.shape
         if len(used) < s * s:
-            return LookupFactor(ids, self.g, len(used), self.scale).gram_by_tiles()
+            return Lookup(ids, self.g, len(used), self.scale).gram_by_tiles()
         k = self.g.new_empty(n, n)
         flat, flat_ids = self.g.reshape(n * s, d), ids.reshape(-1)
         step = max(1, SCRATCH // (n * s * s))
@@ -70,8 +111,3 @@ class LookupFactor(Factor):
             weight.mul_(beta)
         weighted = self.g * (c * self.scale)[:, None, None]
         weight.index_add_(0, self.ids.reshape(-1), weighted.flatten(0, 1))
-
-
-def lookup(io: Lookup, scale: float, dtype: torch.dtype) -> LookupFactor:
-    """Keep indices and output gradients. Memory: n s d."""
-    return LookupFactor(io.ids, io.g.to(dtype), io.vocabulary, scale)
