@@ -15,7 +15,6 @@ from seng.estimators import Cost, Form, Operator
 from seng.estimators import Rows as RowsForm
 from seng.estimators.base import MEMORY_BOUND
 from seng.per_sample import LayerGradients, Lookup, PerSampleGradients, Product, Rows
-from seng.sizes import Size
 
 EXACT = 0.02  # share of a count that biases and sums over positions may make up: the plan leaves them out
 FIRST = 1e-12  # counts are whole numbers: only their division rounds
@@ -67,7 +66,7 @@ FORMS: dict[str, Form] = {form.name: form for form in (Operator(), RowsForm())}
 
 def _kept(name: str, form: str) -> tuple[Cost, Callable[[], PerSampleGradients]]:
     io, how = LAYERS[name], FORMS[form]
-    return how.cost(Size.of(io)), lambda: how.build(io, 1.0, torch.float32, torch.Generator())
+    return how.cost(io.shape), lambda: how.build(io, 1.0, torch.float32, torch.Generator())
 
 
 PRODUCTS = [name for name, io in LAYERS.items() if isinstance(io, Product)]

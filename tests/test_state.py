@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from seng import BASES, SENG, DenseThenSparse, Exponential, Options, Preconditioner, planner
 from seng.errors import StateError
 from seng.estimators import ESTIMATORS, Choice
+from seng.per_sample import Shape
 from seng.planner import choose_block
-from seng.sizes import Size
 from seng.sketch import SKETCHES
 from seng.state import TYPES, pack, unpack
 
@@ -126,7 +126,7 @@ def test_refreshes_are_planned_for_the_interval_in_force(monkeypatch: pytest.Mon
     # a plan kept from before a checkpoint, made for another interval, would part the resumed run from the whole one
     intervals = []
 
-    def recording(size: Size, options: Options, step: int) -> Choice:
+    def recording(size: Shape, options: Options, step: int) -> Choice:
         intervals.append(options.interval_at(step))
         return choose_block(size, options, step)
 

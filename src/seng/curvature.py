@@ -14,20 +14,11 @@ from torch import Tensor
 from .blocks import Block
 from .config import Options
 from .errors import BatchError
-from .estimators import Choice, Form, Operator
-from .estimators.exact import Rows as WrittenOut
+from .estimators import Choice, Form
+from .estimators import Rows as RowsForm
 from .linalg import pack_triangle, unpack_triangle
-from .per_sample import (
-    TOLERANCE,
-    Combined,
-    LayerGradients,
-    PerSampleGradients,
-    Product,
-    Rows,
-    join_uses,
-    merge,
-    truncate,
-)
+from .per_sample import Combined, LayerGradients, PerSampleGradients, Product, Rows, join_uses
+from .per_sample.truncated import TOLERANCE, merge, truncate
 from .sketch import generator_for
 from .solve import EigenState, FactorisationError, SolveState
 
@@ -303,23 +294,23 @@ def factor_of(
     block: Block, parts: BlockParts, choice: Choice, pool: Pool, options: Options, step: int
 ) -> tuple[PerSampleGradients, Pool]:
     """Return U of the samples given, and the pool with rows counted as positions where those are expanded."""
-    drawing = choice.form.draws or options.expanded is not None
+    form, expanded, scale = choice.form, options.expanded, pool.scale(options)
+    drawing = form.draws or expanded is not None
     generator = generator_for(options.seed, step, block.name) if drawing else torch.default_generator
     dtype = block.compute_dtype
     io, slots = parts[0]
-    if (
-        len(parts) > 1 and isinstance(choice.form, WrittenOut) and not block.tied
-    ):  # one layer, on as few columns as it needs
-        written = as_captured(block, parts, pool.scale(options), dtype)
+    if len(parts) > 1 and isinstance(form, RowsForm) and not block.tied:  # one layer, on as few columns as it needs
+        written = as_captured(block, parts, scale, dtype)
         return Rows.split(written.to_dense().T, written.shapes).thin(), pool
     if len(parts) > 1 or len(slots) < len(block.parameters):
-        form = choice.form if len(parts) > 1 else Operator()
-        return as_captured(block, parts, pool.scale(options), dtype, form, generator), pool
-    if options.expanded is not None:
-        io, rows = io.expanded(max(io.n, options.expanded), generator)
+        return as_captured(block, parts, scale, dtype, form if len(parts) > 1 else None, generator), pool
+    if expanded is not None:
+        io, rows = io.expanded(max(io.n, expanded), generator)
         pool = Pool(rows, pool.ranks)
-    form = choice.form if io.kind in choice.form.kinds else Operator()
-    return form.build(io, pool.scale(options), dtype, generator), pool
+        scale = pool.scale(options)
+    if io.kind not in form.kinds:  # a layer of this kind is kept as it was captured
+        return io.held(scale, dtype), pool
+    return form.build(io, scale, dtype, generator), pool
 
 
 def as_captured(
@@ -327,7 +318,7 @@ def as_captured(
     parts: BlockParts,
     scale: float,
     dtype: torch.dtype,
-    form: Form = Operator(),  # noqa: B008 - frozen
+    form: Form | None = None,
     generator: torch.Generator = torch.default_generator,
 ) -> Combined:
     """Return U of all parts of a block, one column a sample, ``scale`` times what was captured.
@@ -337,6 +328,8 @@ def as_captured(
     """
     shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
     every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
-    kept = [form if isinstance(io, Product) else Operator() for io, _ in parts]
-    terms = tuple(how.build(io, scale, dtype, generator) for (io, _), how in zip(parts, kept, strict=True))
+    terms = tuple(
+        form.build(io, scale, dtype, generator) if form and isinstance(io, Product) else io.held(scale, dtype)
+        for io, _ in parts
+    )
     return Combined(terms, tuple(slots for _, slots in parts), every)

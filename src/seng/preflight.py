@@ -19,9 +19,8 @@ from .distributed import require_strategy
 from .errors import OptionError, OrderError
 from .estimators import Choice
 from .layers import Bare, LayerCall, UnsupportedCall, gradients_of
-from .per_sample import LayerGradients, join_uses
+from .per_sample import LayerGradients, Shape, join_uses
 from .planner import choose_all
-from .sizes import Size
 from .wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class PlanRow:
 
     name: str
     layer: str
-    size: Size
+    size: Shape
     choice: Choice
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +55,7 @@ class PlanRow:
             "name": self.name,
             "layer": self.layer,
             "kind": size.kind,
-            "shape": size.shape,
+            "shape": str(size),
             "dimensions": dimensions,
             "parameters": size.p,
             "estimator": choice.form.name,
@@ -114,7 +113,7 @@ class Plan:
             (
                 row.name,
                 row.layer,
-                row.size.shape,
+                str(row.size),
                 f"{row.size.p:,}",
                 row.choice.form.name,
                 f"{row.choice.nbytes / 2**20:,.2f}",
@@ -180,8 +179,8 @@ def plan(
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
     sizes = {
-        name: Size.of_block(
-            [io for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded, block.tied
+        name: Shape.of_block(
+            [io.shape for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded, block.tied
         )
         for name, block in layout.blocks.items()
         if any(entry.name in layers for entry, _ in block.members)

@@ -34,10 +34,9 @@ from seng.linalg import (
     low_rank_products,
     metric_length,
 )
-from seng.per_sample import PerSampleGradients, Product, Rows, combine, merge, truncate
+from seng.per_sample import PerSampleGradients, Product, Rows, Shape, combine, merge, truncate
 from seng.per_sample.sketched import sketch_rows, sketch_sides
 from seng.per_sample.truncated import TOLERANCE
-from seng.sizes import Size
 from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
 
@@ -396,7 +395,7 @@ SKETCHED_FORMS = ("sketched-rows", "implicit")
 
 
 def test_bounds_are_stated_for_every_estimator_of_the_table():
-    size = Size("product", n=8, p=20, s=3, d_in=5, d_out=4)
+    size = Shape("product", n=8, p=20, s=3, d_in=5, d_out=4)
     found = {form.name for kind in ESTIMATORS.values() for form in kind().forms(size)}
     assert {*EXACT_FORMS, *SKETCHED_FORMS, "paper-code"} == found
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from seng.estimators import Cost, Form
-from seng.per_sample import Grads, LayerGradients, PerSampleGradients
-from seng.sizes import Size
+from seng.per_sample import Grads, LayerGradients, PerSampleGradients, Shape
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ class Columns(Form):
     name: ClassVar[str] = "columns"
     kinds: ClassVar[tuple[str, ...]] = ("product", "rows")
 
-    def cost(self, size: Size) -> Cost:
-        n, p = size.n, size.p
-        form = size.c * n * size.s * size.d_in * size.d_out
+    def cost(self, shape: Shape) -> Cost:
+        n, p = shape.n, shape.p
+        form = shape.c * n * shape.s * shape.d_in * shape.d_out
         return Cost(n * p, 2.0 * form + 2.0 * n * n * p, 4.0 * n * p, n)
 
     def build(

@@ -54,7 +54,7 @@ def test_linear_takes_a_vector_as_one_sample():
     layer, x, g = nn.Linear(3, 2), torch.randn(3), torch.randn(2)
     io = linear(layer, LayerCall((x,), {}, (g,), ("weight", "bias")))["weight", "bias"]
     assert isinstance(io, Product)
-    assert (io.n, io.positions, io.shapes) == (1, 1, ((2, 3), (2, 1)))
+    assert (io.n, io.shape.s, io.shapes) == (1, 1, ((2, 3), (2, 1)))
     bias = linear(layer, LayerCall((x,), {}, (g,), ("bias",)))["bias"]
     torch.testing.assert_close(bias, g[None], rtol=0, atol=0)
 

@@ -10,7 +10,6 @@ from seng.estimators import Form, LowRank, Operator, Sketched, Truncated
 from seng.estimators import Rows as RowsForm
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
 from seng.per_sample import Grads, LayerGradients, Lookup, PerSampleGradients, Product, Rows
-from seng.sizes import Size
 
 ROUNDING = 1e-11  # float64: sums of at most a few thousand products of normal numbers, relative to the largest
 FULL = 10_000  # rank and sketch size that leave nothing out
@@ -52,7 +51,7 @@ def dense_columns(io: LayerGradients, scale: float) -> Tensor:
     for i in range(io.n):
         parts = [torch.zeros(shape, dtype=torch.float64) for shape in io.shapes]
         if isinstance(io, Product):
-            for s in range(io.positions):
+            for s in range(io.shape.s):
                 for c in range(len(io.g)):
                     g, a = io.g[c, i, s], io.a[c, i, s]
                     own = slice(c * len(g), (c + 1) * len(g))
@@ -60,7 +59,7 @@ def dense_columns(io: LayerGradients, scale: float) -> Tensor:
                     if io.bias:
                         parts[1][own] += g[:, None]
         elif isinstance(io, Lookup):
-            for s in range(io.positions):
+            for s in range(io.shape.s):
                 parts[0][io.ids[i, s]] += io.g[i, s]
         else:
             assert isinstance(io, Rows)
@@ -87,7 +86,7 @@ def form(name: str, size: int = FULL, rank: int = FULL, sketch: str = "uniform")
 
 def build_factor(io: LayerGradients, how: Form, scale: float = 1.0, seed: int = 0) -> PerSampleGradients:
     """U in a form, or as it was captured where the form does not take this kind of layer."""
-    taken = how if Size.of(io).kind in how.kinds else Operator()
+    taken = how if io.shape.kind in how.kinds else Operator()
     return taken.build(io, scale, torch.float64, generator(seed))
 
 

@@ -72,7 +72,7 @@ def test_sizes_are_those_of_the_columns(kind: str) -> None:
     io = KINDS[kind](5, 3)
     assert columns(io).shape == (sum(rows * width for rows, width in io.shapes), 5)
     assert io.dtype == torch.float64
-    assert io.positions == (1 if kind == "rows" else 3)
+    assert io.shape.s == (1 if kind == "rows" else 3)
 
 
 def test_patches_are_positions_by_features() -> None:
@@ -89,7 +89,7 @@ def test_expanded_positions_are_samples(kind: str) -> None:
     io = KINDS[kind](4, 3)
     expanded, total = io.expanded(100, torch.Generator())
     assert total == expanded.n == 12
-    assert expanded.positions == 1
+    assert expanded.shape.s == 1
     by_sample = columns(expanded).view(-1, 4, 3).sum(2)
     torch.testing.assert_close(by_sample, columns(io), rtol=ROUNDING, atol=ROUNDING)
 

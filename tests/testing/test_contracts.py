@@ -15,9 +15,8 @@ from seng.estimators import ESTIMATORS, Cost, Form
 from seng.layers import LAYERS, LayerCall, affine
 from seng.layers.contract import Layer
 from seng.layers.linear import linear
-from seng.per_sample import LayerGradients, PerSampleGradients, Product
+from seng.per_sample import LayerGradients, PerSampleGradients, Product, Shape
 from seng.per_sample.truncated import TOLERANCE
-from seng.sizes import Size
 from seng.sketch import SKETCHES, Sampling
 from seng.testing import check_estimator, check_layer, check_layer_type, check_sketch
 
@@ -134,7 +133,7 @@ class _Wrong(Form):
     name: ClassVar[str] = "wrong"
     fault: str = ""
 
-    def cost(self, size: Size) -> Cost:
+    def cost(self, shape: Shape) -> Cost:
         raise NotImplementedError
 
     def build(

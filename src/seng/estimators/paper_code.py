@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from ..per_sample import LayerGradients, PerSampleGradients, Product, as_released
+from ..per_sample import LayerGradients, PerSampleGradients, Product, Shape, as_released
 from ..per_sample import Sketched as SketchedGradients
-from ..sizes import Size
 from .base import ROWS, Choice, Estimator, Form
 from .low_rank import LowRank
 from .sketched import Sketched
@@ -71,14 +70,14 @@ class PaperCode(Estimator):
     rows: int = ROWS
     explicit_limit: int | None = PAPER_LIMIT
 
-    def forms(self, size: Size) -> Sequence[Form]:
+    def forms(self, shape: Shape) -> Sequence[Form]:
         limit = self.explicit_limit
-        if size.kind == "product" and limit is not None and size.p > limit:
+        if shape.kind == "product" and limit is not None and shape.p > limit:
             return (ReleasedLowRank(self.rank, self.rows),)
-        return ReleasedRows(rows=self.rows).forms(size)
+        return ReleasedRows(rows=self.rows).forms(shape)
 
-    def choose(self, size: Size, price: Callable[[Form], Choice], interval: int) -> Choice:
-        (form,) = self.forms(size)
+    def choose(self, shape: Shape, price: Callable[[Form], Choice], interval: int) -> Choice:
+        (form,) = self.forms(shape)
         return replace(price(form), reason="asked for")
 
     def passthrough_scale(self, damping: float, power: float) -> float:

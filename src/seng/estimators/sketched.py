@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ..per_sample import LayerGradients, PerSampleGradients, sketch_rows
-from ..sizes import Size
+from ..per_sample import LayerGradients, PerSampleGradients, Shape, sketch_rows
 from ..sketch import sketch_bytes
 from .base import MEMORY_BOUND, ROWS, Cost, Form
 
@@ -39,14 +38,14 @@ class Sketched(Form):
     rows: int = ROWS
     tolerance: float = 0.0
 
-    def cost(self, size: Size) -> Cost:
-        q = min(self.rows, size.p)
-        form = size.c * size.n * size.s * size.d_in * size.d_out
+    def cost(self, shape: Shape) -> Cost:
+        q = min(self.rows, shape.p)
+        form = shape.c * shape.n * shape.s * shape.d_in * shape.d_out
         return Cost(
-            size.n * (size.p + q) + sketch_bytes(self.sketch, size.p, q) / size.itemsize,
-            2.0 * form + 2.0 * size.n * size.n * q,
-            MEMORY_BOUND * 2.0 * size.n * (size.p + q),
-            size.n,
+            shape.n * (shape.p + q) + sketch_bytes(self.sketch, shape.p, q) / shape.itemsize,
+            2.0 * form + 2.0 * shape.n * shape.n * q,
+            MEMORY_BOUND * 2.0 * shape.n * (shape.p + q),
+            shape.n,
         )
 
     def build(

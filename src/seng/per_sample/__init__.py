@@ -9,10 +9,14 @@ from .lookup import Lookup
 from .paper_code import PaperCode, as_released
 from .product import Product, implicit_gram_is_cheaper
 from .rows import Rows
+from .shape import Shape, Spec
 from .sketched import Sketched, low_rank, sketch_rows, sketch_sides
 from .truncated import TOLERANCE, combine, merge, truncate
 
+LAYER_KINDS: dict[str, type[LayerGradients]] = {kind.kind: kind for kind in (Product, Lookup, Rows)}
+
 __all__ = [
+    "LAYER_KINDS",
     "TOLERANCE",
     "Combined",
     "Grads",
@@ -22,7 +26,9 @@ __all__ = [
     "PerSampleGradients",
     "Product",
     "Rows",
+    "Shape",
     "Sketched",
+    "Spec",
     "as_released",
     "beside_bias",
     "combine",

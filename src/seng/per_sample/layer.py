@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .base import PerSampleGradients
+from .shape import Shape
 
 if TYPE_CHECKING:
     from .rows import Rows
@@ -26,19 +27,31 @@ class LayerGradients(PerSampleGradients, names=()):
 
     Attributes:
         kind: Its name in estimators, plans and messages.
+        axis: The axis of the samples in ``tensors``; that of the positions, where there are any, comes next.
     """
 
     kind: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def positions(self) -> int:
-        """Positions of a sample whose gradients are added, s; 1 where they are added already."""
+    axis: ClassVar[int] = 0
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
         """Dtype of the gradients."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """The shape of what was captured."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that ``shape.specs`` announces, the gradients last; patches are copied out."""
+
+    @classmethod
+    @abstractmethod
+    def of_tensors(cls: type[T], shape: Shape, tensors: Sequence[Tensor]) -> T:
+        """Undo ``shape`` and ``tensors``."""
 
     @abstractmethod
     def held(self: T, scale: float, dtype: torch.dtype) -> T:
@@ -48,11 +61,10 @@ class LayerGradients(PerSampleGradients, names=()):
     def written_out(self, scale: float, dtype: torch.dtype) -> Rows:
         """Return U with columns ``scale`` times as long, in a dtype, one row a sample and parameter. Memory: n p."""
 
-    @abstractmethod
     def multiplied(self: T, ratio: float) -> T:
         """Return what would have been captured of a loss ``ratio`` times as large."""
+        return replace(self, g=self.g * ratio)  # type: ignore[type-var]
 
-    @abstractmethod
     def expanded(self: T, rows: int, generator: torch.Generator) -> tuple[T, int]:
         """Make each position a sample of its own; keep at most ``rows`` of them, drawn uniformly.
 
@@ -61,40 +73,39 @@ class LayerGradients(PerSampleGradients, names=()):
         Returns:
             U, and how many columns there were before drawing (the count that scales U).
         """
+        inputs, g = (x.flatten(self.axis, self.axis + 1).unsqueeze(self.axis + 1) for x in self.tensors)
+        total = g.shape[self.axis]
+        if rows < total:
+            keep = torch.randperm(total, generator=generator)[:rows].sort().values.to(g.device)
+            inputs, g = (x.index_select(self.axis, keep) for x in (inputs, g))
+        return self.of_tensors(self.shape, (inputs, g * (total / g.shape[self.axis]) ** 0.5)), total
 
-    @classmethod
-    @abstractmethod
-    def added(cls: type[T], uses: Sequence[Any]) -> T:
-        """Add U of several uses of a layer, all of this class, sample by sample."""
+    def added(self: T, uses: Sequence[T]) -> T:
+        """Return the sum, sample by sample, of U of several uses of a layer, which this one is among."""
+        tensors = zip(*(use.tensors for use in uses), strict=True)
+        return self.of_tensors(self.shape, [self.joined(parts, self.axis + 1) for parts in tensors])
 
-    @classmethod
-    @abstractmethod
-    def side_by_side(cls: type[T], batches: Sequence[Any]) -> T:
-        """Join U of several micro-batches, all of this class, along the samples; fill up with zero gradients."""
+    def side_by_side(self: T, batches: Sequence[T]) -> T:
+        """Return U of several micro-batches, which this one is among; shorter sequences get zero gradients."""
+        s = max(batch.shape.s for batch in batches)
+        tensors = [[_padded(x, self.axis + 1, s - batch.shape.s) for x in batch.tensors] for batch in batches]
+        return self.of_tensors(self.shape, [self.joined(parts, self.axis) for parts in zip(*tensors, strict=True)])
+
+    @staticmethod
+    def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+        """Join tensors along the samples, or along the positions."""
+        return torch.cat(parts, axis)  # type: ignore[arg-type]
 
 
 def join_uses(uses: Sequence[T]) -> T:
     """Join the uses of one layer within one forward pass: their gradients add up sample by sample."""
-    return uses[0] if len(uses) == 1 else type(uses[0]).added(uses)
+    return uses[0] if len(uses) == 1 else uses[0].added(uses)
 
 
 def join_batches(batches: Sequence[T]) -> T:
     """Join micro-batches along the samples."""
-    return batches[0] if len(batches) == 1 else type(batches[0]).side_by_side(batches)
+    return batches[0] if len(batches) == 1 else batches[0].side_by_side(batches)
 
 
-def drawn(total: int, rows: int, generator: torch.Generator, like: Tensor) -> tuple[Tensor, float]:
-    """Return which of all rows are kept, and what multiplies them."""
-    if rows >= total:
-        return torch.arange(total, device=like.device), 1.0
-    keep = torch.randperm(total, generator=generator)[:rows].sort().values
-    return keep.to(like.device), (total / rows) ** 0.5
-
-
-def padded(x: Tensor, dim: int, size: int) -> Float[Tensor, "..."]:
-    """Return a tensor with zeros up to a size."""
-    if x.shape[dim] == size:
-        return x
-    shape = list(x.shape)
-    shape[dim] = size - shape[dim]
-    return torch.cat([x, x.new_zeros(shape)], dim)
+def _padded(x: Tensor, axis: int, missing: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(*x.shape[:axis], missing, *x.shape[axis + 1 :])], axis) if missing else x

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ..linalg.gram import SCRATCH
 from .base import Grads
-from .layer import LayerGradients, drawn, padded
+from .layer import LayerGradients
 from .rows import Rows
+from .shape import Shape
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,25 @@ class Lookup(LayerGradients, names=("Lookup", "LookupFactor")):
         return self.g.shape[0]
 
     @property
-    def positions(self) -> int:
-        return self.g.shape[1]
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.g.dtype
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return ((self.vocabulary, self.g.shape[2]),)
+
+    @property
+    def shape(self) -> Shape:
+        n, s, d = self.g.shape
+        return Shape(self.kind, n, self.vocabulary * d, s=s, d_out=d, inputs=self.ids.dtype, grads=self.g.dtype)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.ids, self.g
+
+    @classmethod
+    def of_tensors(cls, shape: Shape, tensors: Sequence[Tensor]) -> Lookup:
+        return cls(tensors[0], tensors[1], shape.vocabulary)
 
     def held(self, scale: float, dtype: torch.dtype) -> Lookup:
         """Memory: n s d."""
@@ -57,26 +67,6 @@ class Lookup(LayerGradients, names=("Lookup", "LookupFactor")):
     def written_out(self, scale: float, dtype: torch.dtype) -> Rows:
         rows = self.held(scale, dtype).tile(0, 0, self.vocabulary)
         return Rows((rows.flatten(1),), self.shapes)
-
-    def multiplied(self, ratio: float) -> Lookup:
-        return replace(self, g=self.g * ratio)
-
-    def expanded(self, rows: int, generator: torch.Generator) -> tuple[Lookup, int]:
-        ids, g = self.ids.reshape(-1, 1), self.g.reshape(-1, 1, self.g.shape[2])
-        keep, scale = drawn(len(g), rows, generator, g)
-        return replace(self, ids=ids[keep], g=g[keep] * scale), len(g)
-
-    @classmethod
-    def added(cls, uses: Sequence[Lookup]) -> Lookup:
-        """Positions of all uses stand side by side."""
-        ids, g = torch.cat([use.ids for use in uses], 1), torch.cat([use.g for use in uses], 1)
-        return cls(ids, g, uses[0].vocabulary)
-
-    @classmethod
-    def side_by_side(cls, batches: Sequence[Lookup]) -> Lookup:
-        s = max(batch.positions for batch in batches)
-        ids = torch.cat([padded(batch.ids, 1, s) for batch in batches])
-        return cls(ids, torch.cat([padded(batch.g, 1, s) for batch in batches]), batches[0].vocabulary)
 
     def tile(self, slot: int, start: int, stop: int) -> Float[Tensor, "n rows columns"]:
         n, s, d = self.g.shape

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..linalg.gram import SCRATCH, gram_of_products
 from .base import Grads
-from .layer import LayerGradients, drawn, padded
+from .layer import LayerGradients
 from .rows import Rows
+from .shape import Shape
 
 CHECK_FROM = 2**24  # multiply-adds of ``mv`` above which checking for the mean is cheaper
 
@@ -32,6 +33,7 @@ class Product(LayerGradients, names=("Product", "Kronecker")):
     """
 
     kind: ClassVar[str] = "product"
+    axis: ClassVar[int] = 1
 
     a: Tensor
     g: Float[Tensor, "c n s d_out"]
@@ -41,10 +43,6 @@ class Product(LayerGradients, names=("Product", "Kronecker")):
     @property
     def n(self) -> int:
         return self.g.shape[1]
-
-    @property
-    def positions(self) -> int:
-        return self.g.shape[2]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,6 +57,20 @@ class Product(LayerGradients, names=("Product", "Kronecker")):
     def shapes(self) -> tuple[tuple[int, ...], ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         c, _, _, d_out = self.g.shape
         return ((c * d_out, self.d_in), (c * d_out, 1)) if self.bias else ((c * d_out, self.d_in),)
+
+    @property
+    def shape(self) -> Shape:
+        c, n, s, d_out = self.g.shape
+        p = c * d_out * (self.d_in + self.bias)
+        return Shape(self.kind, n, p, c, s, self.d_in, d_out, self.a.dtype, self.g.dtype)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.inputs(), self.g
+
+    @classmethod
+    def of_tensors(cls, shape: Shape, tensors: Sequence[Tensor]) -> Product:
+        return cls(tensors[0], tensors[1], shape.bias)
 
     @property
     def channels(self) -> int | None:
@@ -88,6 +100,10 @@ class Product(LayerGradients, names=("Product", "Kronecker")):
         """Return ``scale`` times the gradients of the bias, one row a sample."""
         return self.g.sum(2, dtype=dtype).transpose(0, 1).reshape(self.n, -1).mul_(scale)
 
+    @staticmethod
+    def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat([part.mT for part in parts], 3 if axis == 2 else axis).mT  # features first, as of patches
+
     def held(self, scale: float, dtype: torch.dtype) -> Product:
         """Memory: n s (d_in + d_out) c."""
         a, g = self.inputs().to(dtype), self.g.to(dtype)
@@ -107,29 +123,6 @@ class Product(LayerGradients, names=("Product", "Kronecker")):
                 weight[i : i + step] = (left @ a.to(dtype)).transpose(0, 1)
         parts = (weight.view(n, -1), self.bias_rows(scale, dtype)) if self.bias else (weight.view(n, -1),)
         return Rows(parts, self.shapes)
-
-    def multiplied(self, ratio: float) -> Product:
-        return replace(self, g=self.g * ratio)
-
-    def expanded(self, rows: int, generator: torch.Generator) -> tuple[Product, int]:
-        c, n, s, d_out = self.g.shape
-        g = self.g.reshape(c, n * s, 1, d_out)
-        keep, scale = drawn(n * s, rows, generator, g)
-        a = self.inputs().reshape(c, n * s, 1, self.d_in)
-        return Product(a[:, keep], g[:, keep] * scale, self.bias), n * s
-
-    @classmethod
-    def added(cls, uses: Sequence[Product]) -> Product:
-        """Positions of all uses stand side by side."""
-        a, g = torch.cat([use.inputs().mT for use in uses], 3), torch.cat([use.g.mT for use in uses], 3)
-        return cls(a.mT, g.mT, uses[0].bias)
-
-    @classmethod
-    def side_by_side(cls, batches: Sequence[Product]) -> Product:
-        s = max(batch.positions for batch in batches)
-        a = torch.cat([padded(batch.inputs().mT, 3, s) for batch in batches], 1)
-        g = torch.cat([padded(batch.g.mT, 3, s) for batch in batches], 1)
-        return cls(a.mT, g.mT, batches[0].bias)
 
     def tile(self, slot: int, start: int, stop: int) -> Float[Tensor, "n rows columns"]:
         """Cost: n s d_in multiply-adds a row."""

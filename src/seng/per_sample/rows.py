@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import add
 from typing import ClassVar
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..linalg.gram import gram_of_rows
 from .base import Grads
 from .layer import LayerGradients
+from .shape import Shape
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,20 @@ class Rows(LayerGradients, names=("Rows", "Explicit")):
         return self.parts[0].shape[0]
 
     @property
-    def positions(self) -> int:
-        return 1
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.parts[0].dtype
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.kind, self.n, sum(part.shape[1] for part in self.parts), grads=self.dtype)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.parts
+
+    @classmethod
+    def of_tensors(cls, shape: Shape, tensors: Sequence[Tensor]) -> Rows:
+        return cls.of(tuple(tensors))
 
     def held(self, scale: float, dtype: torch.dtype) -> Rows:
         """Memory: n p."""
@@ -62,15 +70,9 @@ class Rows(LayerGradients, names=("Rows", "Explicit")):
         """Return U as it is: there is one row a sample."""
         return self, self.n
 
-    @classmethod
-    def added(cls, uses: Sequence[Rows]) -> Rows:
-        return cls(tuple(reduce(add, own) for own in zip(*(use.parts for use in uses), strict=True)), uses[0].shapes)
-
-    @classmethod
-    def side_by_side(cls, batches: Sequence[Rows]) -> Rows:
-        return cls(
-            tuple(torch.cat(own) for own in zip(*(batch.parts for batch in batches), strict=True)), batches[0].shapes
-        )
+    @staticmethod
+    def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+        return reduce(torch.add, parts) if axis else torch.cat(parts)  # type: ignore[arg-type]  # positions are added
 
     def thin(self) -> Rows:
         """Return U of the same F with at most p columns: the triangular factor of a QR decomposition of U^T.

@@ -82,7 +82,7 @@ def low_rank(io: Product, rank: int, scale: float, dtype: torch.dtype, generator
     Memory: n r (d_in + d_out) c. Source: PAPER section 3.
     """
     pieces: list[tuple[Tensor, Tensor]] = []
-    step = max(1, SCRATCH // max(1, io.positions * io.d_in))
+    step = max(1, SCRATCH // max(1, io.g.shape[2] * io.d_in))
     for i in range(0, io.n, step):
         a, g = io.chunk(i, min(io.n, i + step))
         shape = (-1, *a.shape[2:]), (-1, *g.shape[2:])

@@ -79,7 +79,7 @@ class Refreshes:
             if sharing.strategy.rank in short:
                 members.clear()
                 self._put_off(rows[sharing.strategy.rank], alone=True)
-        self._count_unused({name for own in census.frames for name in own} | set(refused))
+        self._count_unused({name for own in census.shapes for name in own} | set(refused))
         return Refresh(self, sharing.exchange(census, members, step), step)
 
     def _put_off(self, rows: int, alone: bool = False) -> None:

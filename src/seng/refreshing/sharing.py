@@ -14,16 +14,15 @@ from ..blocks import Block, Layout
 from ..config import Options
 from ..curvature import HEAD, BlockParts, Curvature, Pool, in_place
 from ..distributed import Load, Plan, Strategy, cheapest, strategy_for
-from ..distributed.parcels import KINDS, NUMBERS, Frame, frame_of, shape_only, tensors_of
 from ..distributed.wire import parcel_bytes
 from ..errors import MemoryBudgetError
 from ..estimators import Choice
 from ..gradient_check import COLUMNS
-from ..per_sample import LayerGradients
+from ..per_sample import LayerGradients, Lookup, Shape
+from ..per_sample.shape import NUMBERS
 from ..planner import choose_all
-from ..sizes import Size
 from ..sketch import generator_for
-from .forms import LOW_RANK, form_of, framed, parts_in_form, pooled, received, rounded, specs_of, widths
+from .forms import LOW_RANK, form_of, parcel, parts_in_form, pooled, received, rounded, specs_of
 from .moving import Move, Place, move_one
 from .reach import bounds_passing
 
@@ -36,25 +35,25 @@ class Census:
 
     Args:
         samples: By rank.
-        frames: By rank: of each block that was used, each member's.
+        shapes: By rank: of each block that was used, each member's.
     """
 
     samples: tuple[int, ...]
-    frames: tuple[dict[str, dict[int, Frame]], ...]
+    shapes: tuple[dict[str, dict[int, Shape]], ...]
 
-    def of(self, block: str) -> list[dict[int, Frame]]:
-        """Return each rank's frames of a block, empty where it was not used."""
-        return [own.get(block, {}) for own in self.frames]
+    def of(self, block: str) -> list[dict[int, Shape]]:
+        """Return each rank's shapes of a block, empty where it was not used."""
+        return [own.get(block, {}) for own in self.shapes]
 
     def rows(self, rank: int, positions: str) -> int:
         """Return how many rows of U a rank has."""
-        longest = max((frame.s for own in self.frames[rank].values() for frame in own.values()), default=1)
+        longest = max((shape.s for own in self.shapes[rank].values() for shape in own.values()), default=1)
         return self.samples[rank] * (longest if positions == "expand" else 1)
 
     def without(self, ranks: set[int]) -> Census:
         """Return the census as if some ranks had no samples."""
         samples = tuple(0 if rank in ranks else n for rank, n in enumerate(self.samples))
-        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.frames)))
+        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.shapes)))
 
 
 @dataclass(frozen=True)
@@ -181,16 +180,16 @@ class Sharing:
         numbers = [samples]
         for block, k in self._entries:
             io = members.get(block.name, {}).get(k)
-            numbers += Frame().numbers() if io is None else frame_of(io).numbers()
+            numbers += (Shape() if io is None else io.shape).numbers()
         everyones = self.strategy.census(numbers)
-        return Census(tuple(row[0] for row in everyones), tuple(self._frames(row[1:]) for row in everyones))
+        return Census(tuple(row[0] for row in everyones), tuple(self._shapes(row[1:]) for row in everyones))
 
-    def _frames(self, row: list[int]) -> dict[str, dict[int, Frame]]:
-        found: dict[str, dict[int, Frame]] = {}
+    def _shapes(self, row: list[int]) -> dict[str, dict[int, Shape]]:
+        found: dict[str, dict[int, Shape]] = {}
         for place, (block, k) in enumerate(self._entries):
-            frame = Frame(*row[place * NUMBERS : (place + 1) * NUMBERS])
-            if frame.kind:
-                found.setdefault(block.name, {})[k] = frame
+            shape = Shape.of_numbers(row[place * NUMBERS : (place + 1) * NUMBERS])
+            if shape.kind != "absent":
+                found.setdefault(block.name, {})[k] = shape
         return found
 
     def plan(
@@ -258,15 +257,15 @@ class Sharing:
             )  # fmt: skip
 
     def _choose(self, census: Census, step: int, strategy: Strategy) -> dict[str, Choice]:
-        options, sizes = self.options, {}
+        options, shapes = self.options, {}
         for name, block in self._layout.blocks.items():
-            frames = _joined(census.of(name), strategy.pooled)
-            if frames:
-                ios = [shape_only(frame, widths(block, block.members[k][1])) for k, frame in sorted(frames.items())]
-                sizes[name] = Size.of_block(ios, block.compute_dtype.itemsize, options.expanded, block.tied)
+            joined = _joined(census.of(name), strategy.pooled)
+            if joined:
+                own = [joined[k] for k in sorted(joined)]
+                shapes[name] = Shape.of_block(own, block.compute_dtype.itemsize, options.expanded, block.tied)
         if options.memory_budget is not None and strategy.pooled:  # each rank holds its share
             options = options.with_(memory_budget=options.memory_budget * strategy.world)
-        return choose_all(sizes, options, step, "step()", self.reweighted) if sizes else {}
+        return choose_all(shapes, options, step, "step()", self.reweighted) if shapes else {}
 
     def _loads(
         self, census: Census, choices: Mapping[str, Choice], columns: Mapping[str, int], strategy: Strategy
@@ -285,19 +284,20 @@ class Sharing:
     def _load(
         self,
         block: Block,
-        frames: list[dict[int, Frame]],
+        by_rank: list[dict[int, Shape]],
         choice: Choice,
         merged: int,
         strategy: Strategy,
         travelling: Load,
     ) -> Load:
-        form = self._form(block, frames, choice, strategy)
-        sizes = {id(own): own for own in frames}  # ranks with samples of the same shapes send the same
-        sent = {key: rounded(framed(block, own, form, choice), strategy.wire_dtype) for key, own in sizes.items()}
+        form = self._form(block, by_rank, choice, strategy)
+        different = {id(own): own for own in by_rank}  # ranks with samples of the same shapes send the same
+        sent = {key: rounded(parcel(block, own, form, choice), strategy.wire_dtype) for key, own in different.items()}
         nbytes = {key: parcel_bytes(specs_of(block, own)) for key, own in sent.items()}
-        counts = tuple(max((frame.n for frame in own.values()), default=0) for own in frames)
+        counts = tuple(max((shape.n for shape in own.values()), default=0) for own in by_rank)
         n, dtype = sum(counts), block.compute_dtype
-        if not any(_is_lookup(own) for own in frames):
+        lookups = any(shape.kind == Lookup.kind for own in by_rank for shape in own.values())
+        if not lookups:
             n = choice.form.columns(n, sum(p.numel() for p in block.parameters))
         message = HEAD + n + choice.solver.vector_size(n + merged)
         return replace(
@@ -305,16 +305,16 @@ class Sharing:
             refresh_flops=choice.refresh_flops,
             apply_flops=choice.apply_flops,
             held=choice.nbytes,
-            parcels=tuple(nbytes[id(own)] for own in frames),
+            parcels=tuple(nbytes[id(own)] for own in by_rank),
             columns=counts,
             itemsize=dtype.itemsize,
             solution=parcel_bytes([((message,), dtype)]),
             thin=form == LOW_RANK and not strategy.pooled and not block.cuts,
-            repeatable=strategy.device.type == "cpu" or not any(_is_lookup(own) for own in frames),
+            repeatable=strategy.device.type == "cpu" or not lookups,
         )
 
-    def _form(self, block: Block, frames: list[dict[int, Frame]], choice: Choice, strategy: Strategy) -> str:
-        form = form_of(block, frames, choice, self.options.positions)
+    def _form(self, block: Block, by_rank: list[dict[int, Shape]], choice: Choice, strategy: Strategy) -> str:
+        form = form_of(block, by_rank, choice, self.options.positions)
         return LOW_RANK if choice.form.wire_rank is not None and not strategy.pooled and form != "captured" else form
 
     def overhead(self, strategy: Strategy) -> int:
@@ -325,15 +325,15 @@ class Sharing:
     def exchange(self, census: Census, members: Members, step: int) -> Incoming:
         """Start moving samples to the ranks that make curvature of them. Empties ``members``. A collective call."""
         strategy, blocks = self.strategy, self._layout.blocks
-        frames, own, specs = {}, {}, {}
+        sent, own, specs = {}, {}, {}
         for name, block in blocks.items():
             everyones = census.of(name)
             if not strategy.reads(name) or not any(everyones):
                 continue
             choice = self.choices[name]
             form = self._form(block, everyones, choice, strategy)
-            frames[name] = [rounded(framed(block, theirs, form, choice), strategy.wire_dtype) for theirs in everyones]
-            specs[name] = [specs_of(block, theirs) for theirs in frames[name]]
+            sent[name] = [rounded(parcel(block, theirs, form, choice), strategy.wire_dtype) for theirs in everyones]
+            specs[name] = [specs_of(block, theirs) for theirs in sent[name]]
             own[name] = self._maker(block, members.pop(name, {}), form, choice, step)
         arriving = strategy.exchange(own, specs) if specs else None
 
@@ -341,14 +341,14 @@ class Sharing:
             if name not in specs:
                 return [in_place(blocks[name], members.pop(name))]
             assert arriving is not None
-            sent = zip(frames[name], arriving(name), strict=True)
-            return [received(blocks[name], theirs, tensors) for theirs, tensors in sent]
+            pairs = zip(sent[name], arriving(name), strict=True)
+            return [received(blocks[name], theirs, tensors) for theirs, tensors in pairs]
 
         arrived = {name for name in specs if strategy.holds(name)}
         shared = {name for name in arrived if strategy.pooled and name not in strategy.plan.apart}
         alone, refreshed = (
             (arrived - shared) | (set(members) - set(specs)),
-            {name for own in census.frames for name in own},
+            {name for own in census.shapes for name in own},
         )
         return Incoming(census.samples, alone, shared, take, strategy, refreshed)
 
@@ -358,7 +358,7 @@ class Sharing:
         def make() -> list[Tensor]:
             generator = generator_for(self.options.seed, step, block.name)
             parts = parts_in_form(block, own, form, choice, generator)
-            return [tensor for io, _ in parts for tensor in tensors_of(io)]
+            return [tensor for io, _ in parts for tensor in io.tensors]
 
         return make
 
@@ -376,18 +376,14 @@ def _part_bytes(block: Block, strategy: Strategy) -> tuple[int, ...]:
     return tuple(strategy.part_bytes(specs) for specs in each) if pairs else ()
 
 
-def _joined(frames: list[dict[int, Frame]], pooled: bool) -> dict[int, Frame]:
-    """Return the frames of a block's samples on all ranks together, or of the largest share."""
-    found: dict[int, list[Frame]] = {}
-    for own in frames:
-        for k, frame in own.items():
-            found.setdefault(k, []).append(frame)
+def _joined(by_rank: list[dict[int, Shape]], pooled: bool) -> dict[int, Shape]:
+    """Return the shapes of a block's samples on all ranks together, or of the largest share."""
+    found: dict[int, list[Shape]] = {}
+    for own in by_rank:
+        for k, shape in own.items():
+            found.setdefault(k, []).append(shape)
     count = sum if pooled else max
     return {
-        k: replace(alike[-1], n=count(frame.n for frame in alike), s=max(frame.s for frame in alike))
+        k: replace(alike[-1], n=count(shape.n for shape in alike), s=max(shape.s for shape in alike))
         for k, alike in found.items()
     }
-
-
-def _is_lookup(own: Mapping[int, Frame]) -> bool:
-    return any(KINDS[frame.kind] == "lookup" for frame in own.values())

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..estimators import ESTIMATORS, Estimator, Form
 from ..per_sample import LayerGradients, Lookup, Product, Rows
-from ..sizes import Size
 from ..sketch import Identity, draw
 from .agreement import EXACT, check_direction, check_rows, relative_error
 from .cases import LAYER_CASES, Inputs
@@ -142,7 +141,7 @@ def check_estimator(estimator: str | Estimator, *, tolerance: float = EXACT, **o
     """
     full = _full(estimator) if isinstance(estimator, str) else estimator
     for io in _captured(torch.Generator().manual_seed(0)):
-        for form in full.forms(Size.of(io)):
+        for form in full.forms(io.shape):
             _check_factor(form, io)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -201,7 +200,7 @@ def _columns(io: LayerGradients) -> Tensor:
     if isinstance(io, Lookup):
         rows = io.g.new_zeros(io.n, io.vocabulary, io.g.shape[2])
         for i in range(io.n):
-            for s in range(io.positions):
+            for s in range(io.g.shape[1]):
                 rows[i, io.ids[i, s]] += io.g[i, s]
         return rows.flatten(1).T
     assert isinstance(io, Product)

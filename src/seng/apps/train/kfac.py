@@ -44,7 +44,7 @@ def factors(io: Product) -> tuple[Float[Tensor, "d_in d_in"], Float[Tensor, "d_o
         a = torch.cat([a, a.new_ones(len(a), 1)], 1) if io.bias else a
         inputs.addmm_(a.mT, a)
         outputs.addmm_(g.mT, g)
-    return inputs / io.n, outputs * (io.n / io.positions)
+    return inputs / io.n, outputs * (io.n / io.g.shape[2])
 
 
 def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:
