@@ -1,4 +1,4 @@
-"""Chunk sizes for the factors' temporaries."""
+"""Chunk sizes of temporaries."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from importlib import import_module
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seng.per_sample import (
@@ -19,6 +20,8 @@ from seng.per_sample import (
     Product,
     Rows,
     implicit_gram_is_cheaper,
+    join_batches,
+    join_uses,
 )
 
 from .samples import (
@@ -62,6 +65,14 @@ def test_factor_matches_its_definition(estimator: str, kind: str, scratch: int) 
 @given(io=layer_ios())
 def test_operator_matches_its_definition_for_any_shape(io: LayerGradients) -> None:
     assert_operator(build_factor(io, form("operator"), SCALE), dense_columns(io, SCALE))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(io=layer_ios(), again=st.integers(1, 3))
+def test_what_a_layer_gives_is_an_operator_itself(io: LayerGradients, again: int) -> None:
+    assert_operator(io, dense_columns(io, 1.0))
+    assert_operator(join_uses([io] * again), again * dense_columns(io, 1.0))
+    assert_operator(join_batches([io] * again), dense_columns(io, 1.0).repeat(1, again))
 
 
 @pytest.mark.parametrize("kind", IOS)
