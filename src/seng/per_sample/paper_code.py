@@ -53,8 +53,7 @@ def as_released(factor: Sketched) -> PaperCode:
     left, right = _square(factor.left), None if factor.right is None else _square(factor.right)
     small: PerSampleGradients
     if isinstance(factor.full, Rows):
-        rows = left(torch.cat(factor.full.parts, 1))
-        small = Rows((rows,), ((rows.shape[1], 1),))
+        small = Rows.of((left(torch.cat(factor.full.parts, 1)),))
     else:
         assert isinstance(factor.full, Product)
         assert right is not None

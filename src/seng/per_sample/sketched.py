@@ -72,8 +72,7 @@ def sketch_rows(full: Rows, name: str, size: int, generator: torch.Generator) ->
     """Sketch the flattened per-sample gradients to ``size`` rows. Cost of the Gram: n^2 size. PAPER section 2."""
     rows = torch.cat(full.parts, 1)
     left = draw(name, size, generator, rows.square().sum(0))
-    small = left(rows)
-    return Sketched(full, Rows((small,), ((small.shape[1], 1),)), left, None)
+    return Sketched(full, Rows.of((left(rows),)), left, None)
 
 
 def low_rank(io: Product, rank: int, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Product:

@@ -123,9 +123,9 @@ def pooled(block: Block, by_rank: Sequence[BlockParts]) -> BlockParts:
     return tuple(joined)
 
 
-def _zeros(shape: Shape, beside: LayerGradients, widths: Sequence[int]) -> LayerGradients:
+def _zeros(shape: Shape, beside: LayerGradients, sizes: Sequence[int]) -> LayerGradients:
     """Return samples that contribute nothing to a layer of this shape, as many as another part has."""
     device = beside.tensors[0].device
-    specs = replace(shape, n=beside.n, s=1).specs(widths)
+    specs = replace(shape, n=beside.n, s=1).specs(sizes)
     zeros = [torch.zeros(size, dtype=dtype, device=device) for size, dtype in specs]
     return LAYER_KINDS[shape.kind].of_tensors(shape, zeros)
