@@ -26,10 +26,10 @@ from seng.curvature import (
 )
 from seng.estimators import Choice, Form, Operator, Truncated
 from seng.grouping import lay_out
+from seng.per_sample import Product
 from seng.planning.choice import solver_for
 from seng.refreshing.solutions import from_message, message_size, read_heads, to_message
 from seng.solve import EigenState
-from seng.types import Product
 
 ROUNDING = 1e-12  # float64; K is mirrored at its diagonal on the way
 N = 5
@@ -48,7 +48,7 @@ def block() -> Block:
 
 def parts(seed: int = 0) -> BlockParts:
     generator = torch.Generator().manual_seed(seed)
-    a, g = (torch.randn(1, N, d, 1, generator=generator, dtype=torch.float64) for d in (4, 3))
+    a, g = (torch.randn(1, N, 1, d, generator=generator, dtype=torch.float64) for d in (4, 3))
     return ((Product(a, g, bias=True), (0, 1)),)
 
 

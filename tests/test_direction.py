@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seng import Exact, Preconditioner
+from seng.per_sample import LayerGradients, Lookup, Product
 from seng.testing import (
     EXACT,
     blocks_of,
@@ -23,7 +24,6 @@ from seng.testing import (
     oracle_rows,
     relative_error,
 )
-from seng.types import LayerIO, Lookup, Product, expand_positions
 
 N = 5
 EXACTLY: dict[str, Any] = {"estimator": "exact", "scale": "natural"}
@@ -375,7 +375,7 @@ def test_expanded_positions_leave_layers_without_positions_alone():
 def test_drawn_positions_give_the_fisher_of_all_in_the_mean(form: str):
     draws, kept = 400, 7
     if form == "product":
-        io: LayerIO = Product(_random(1, 2, N, 2, 4), _random(2, 2, N, 2, 4), 1, True)
+        io: LayerGradients = Product(_random(1, 2, N, 4, 2), _random(2, 2, N, 4, 2), True)
     else:
         io = Lookup(torch.arange(N * 4).view(N, 4) % 3, _random(2, N, 4, 2), 3)
 
@@ -383,12 +383,12 @@ def test_drawn_positions_give_the_fisher_of_all_in_the_mean(form: str):
         if isinstance(io, Lookup):
             rows = torch.einsum("nsv,nsd->nvd", F.one_hot(io.ids, 3).double(), io.g).flatten(1)
         else:
-            rows = torch.einsum("cnis,cnos->ncoi", io.a, io.g).flatten(1)
+            rows = torch.einsum("cnsi,cnso->ncoi", io.a, io.g).flatten(1)
         return rows.T @ rows
 
-    whole, total = expand_positions(io, 10**6, torch.Generator())
+    whole, total = io.expanded(10**6, torch.Generator())
     generator = torch.Generator().manual_seed(0)
-    some = [expand_positions(io, kept, generator) for _ in range(draws)]
+    some = [io.expanded(kept, generator) for _ in range(draws)]
     assert {count for _, count in some} == {total} == {N * 4}
     assert {part.n for part, _ in some} == {kept}
     fishers = torch.stack([fisher(part) for part, _ in some])

@@ -14,9 +14,7 @@ from seng import plan
 from seng.estimators import Cost, Form, Operator
 from seng.estimators import Rows as RowsForm
 from seng.estimators.base import MEMORY_BOUND
-from seng.factors import Factor
-from seng.sizes import Size
-from seng.types import LayerIO, Lookup, Product, Rows
+from seng.per_sample import LayerGradients, Lookup, PerSampleGradients, Product, Rows
 
 EXACT = 0.02  # share of a count that biases and sums over positions may make up: the plan leaves them out
 FIRST = 1e-12  # counts are whole numbers: only their division rounds
@@ -44,7 +42,7 @@ def _counted(run: Callable[[], object]) -> int:
 
 
 def _product(c: int, n: int, s: int, d_in: int, d_out: int) -> Product:
-    return Product(torch.randn(c, n, d_in, s), torch.randn(c, n, d_out, s), 1, False)
+    return Product(torch.randn(c, n, s, d_in), torch.randn(c, n, s, d_out))
 
 
 def _lookup(n: int, s: int, vocabulary: int, d: int) -> Lookup:
@@ -52,23 +50,23 @@ def _lookup(n: int, s: int, vocabulary: int, d: int) -> Lookup:
     return Lookup(torch.arange(n * s).view(n, s) % vocabulary, torch.randn(n, s, d), vocabulary)
 
 
-LAYERS: dict[str, LayerIO] = {
+LAYERS: dict[str, LayerGradients] = {
     "linear": _product(1, 32, 1, 120, 50),
     "tokens": _product(1, 32, 3, 120, 50),
     "pixels": _product(1, 16, 49, 18, 24),
     "groups": _product(2, 16, 49, 24, 18),
     "characters": _lookup(32, 16, 50, 24),
     "words": _lookup(32, 4, 1000, 24),
-    "norm": Rows((torch.randn(32, 64), torch.randn(32, 64))),
+    "norm": Rows.of((torch.randn(32, 64), torch.randn(32, 64))),
 }
 
 
 FORMS: dict[str, Form] = {form.name: form for form in (Operator(), RowsForm())}
 
 
-def _kept(name: str, form: str) -> tuple[Cost, Callable[[], Factor]]:
+def _kept(name: str, form: str) -> tuple[Cost, Callable[[], PerSampleGradients]]:
     io, how = LAYERS[name], FORMS[form]
-    return how.cost(Size.of(io)), lambda: how.build(io, 1.0, torch.float32, torch.Generator())
+    return how.cost(io.shape), lambda: how.build(io, 1.0, torch.float32, torch.Generator())
 
 
 PRODUCTS = [name for name, io in LAYERS.items() if isinstance(io, Product)]

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from seng import DenseThenSparse, Exponential, PaperCode, Preconditioner, Sketched
 from seng.errors import OptionError
-from seng.factors import truncated
 from seng.linalg import damped_power
+from seng.per_sample import truncated
 from seng.testing import dense_direction
 
 from .runs import (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import seng
 from seng.curvature import Curvature, refresh
 from seng.errors import OptionError, OrderError
-from seng.factors import Explicit
+from seng.per_sample import Rows
 
 ROUNDING = 1e-12  # float64, five steps; the two ways sum the same products in another order
 NEEDED: dict[str, Any] = {
@@ -168,12 +168,12 @@ def test_options_that_need_gradients_are_refused(name: str, value: Any) -> None:
 
 
 def test_rows_of_other_layers_are_held_one_layer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: list[weakref.ref[Explicit]] = []
+    alive: list[weakref.ref[Rows]] = []
     most: list[int] = []
 
     def watched(*args: Any) -> tuple[Curvature, int]:
         curvature, failed = refresh(*args)
-        if isinstance(curvature.factor, Explicit):
+        if isinstance(curvature.factor, Rows):
             alive.append(weakref.ref(curvature.factor))
         most.append(sum(factor() is not None for factor in alive))
         return curvature, failed

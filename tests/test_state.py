@@ -17,9 +17,9 @@ from seng import BASES, SENG, DenseThenSparse, Exponential, Options, Preconditio
 from seng.errors import StateError
 from seng.estimators import ESTIMATORS, Choice
 from seng.packed import TYPES, pack, unpack
+from seng.per_sample import Shape
 from seng.planning import choice as choices
 from seng.planning.choice import choose_block
-from seng.sizes import Size
 from seng.sketch import SKETCHES
 
 from .runs import backward, batch, frozen, perceptron, snapshot, train
@@ -127,7 +127,7 @@ def test_refreshes_are_planned_for_the_interval_in_force(monkeypatch: pytest.Mon
     # a plan kept from before a checkpoint, made for another interval, would part the resumed run from the whole one
     intervals = []
 
-    def recording(size: Size, options: Options, step: int) -> Choice:
+    def recording(size: Shape, options: Options, step: int) -> Choice:
         intervals.append(options.interval_at(step))
         return choose_block(size, options, step)
 
@@ -174,6 +174,28 @@ def test_unpacking_undoes_packing(options: dict[str, Any]) -> None:
         again = unpack(through_a_file(packed), torch.device("cpu"))
         assert type(again) is TYPES["Curvature"]
         assert frozen(pack(again)) == frozen(packed)
+
+
+FORMER = {"Product": "Kronecker", "Rows": "Explicit", "Lookup": "LookupFactor"}
+
+
+def renamed(value: Any) -> Any:
+    """Return a state with the names that classes had before."""
+    if isinstance(value, dict):
+        return {key: FORMER.get(item, item) if key == "type" else renamed(item) for key, item in value.items()}
+    return type(value)(map(renamed, value)) if isinstance(value, tuple | list) else value
+
+
+def test_curvature_saved_under_former_names_is_loaded() -> None:
+    model = small()
+    optimizer = SENG(model, lr=0.01, estimator="exact")
+    advance(model, optimizer, range(K))
+    preconditioner = optimizer.preconditioner
+    state = copy.deepcopy(preconditioner.state_dict())
+    assert {entry["factor"]["type"] for entry in state["curvature"].values()} == {*FORMER}
+    advance(model, optimizer, range(K, 2 * K))
+    preconditioner.load_state_dict(renamed(state))
+    assert frozen(preconditioner.state_dict()) == frozen(state)
 
 
 def test_loading_twice_is_loading_once() -> None:

@@ -49,5 +49,5 @@ def test_step_between_refreshes_touches_little() -> None:
 
 def test_refresh_step_touches_a_bounded_part() -> None:
     calls, files = _calls_of_a_step(refreshing=True)
-    assert 0 < calls <= 220
+    assert 0 < calls <= 203
     assert files <= 36

@@ -29,7 +29,7 @@ class Member:
     watched: Watched
     wanted: Names
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name of what the capture gives of them."""
         return self.watched.key(self.wanted)

@@ -27,8 +27,8 @@ from .compiled import record, register, tensors_of, watch
 from .errors import CaptureError
 from .hooks import Hook, exporting, transformed
 from .layers import Bare, Layer, Names, RandomState, UnsupportedCall, gradients_of, never, parameter_of
+from .per_sample import LayerGradients, join_batches, join_uses
 from .records import Call, MicroBatch, Use, foreign, hookable, mapped, shapes_of, taken
-from .types import LayerIO, join_batches, join_uses
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Captured:
         loose: Whether there are gradients that were cleared, or taken by ``torch.autograd.grad``.
     """
 
-    layers: dict[str, LayerIO]
+    layers: dict[str, LayerGradients]
     samples: int
     refused: Mapping[str, str] = field(default_factory=dict)
     loose: bool = False
@@ -412,7 +412,7 @@ class Capture:
         every = [use for batch in self._batches for use in batch]
         extra = any(use.loose for use in every)
         loose = extra and (loose or not any(use.grads for use in every))
-        joined: dict[str, list[LayerIO]] = {}
+        joined: dict[str, list[LayerGradients]] = {}
         samples = 0
         for batch in self._batches:
             layers, size = self._layers(batch, loose, once=not extra)
@@ -433,9 +433,9 @@ class Capture:
                 use.end()
         self.clear()
 
-    def _layers(self, batch: MicroBatch, loose: bool, once: bool) -> tuple[dict[str, LayerIO], int]:
+    def _layers(self, batch: MicroBatch, loose: bool, once: bool) -> tuple[dict[str, LayerGradients], int]:
         """Return what the layers gave in one micro-batch, and its number of samples; ``once``: records end."""
-        found: dict[str, list[dict[Names, LayerIO]]] = {}
+        found: dict[str, list[dict[Names, LayerGradients]]] = {}
         for name, uses in batch.uses.items():
             entry = self._watched.get(name)
             taken = [(use, grads) for use in uses if (grads := use.gradients(loose)) is not None]
@@ -465,7 +465,7 @@ class Capture:
 
     def _gradients(
         self, entry: Watched, use: Use, grads: tuple[Tensor | None, ...], once: bool
-    ) -> dict[Names, LayerIO]:
+    ) -> dict[Names, LayerGradients]:
         if use.overwritten and set(entry.wanted) != {"bias"}:  # gradients of a bias need no input
             version = next(version for x, version in use.versions if x._version != version)
             raise CaptureError(

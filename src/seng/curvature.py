@@ -13,18 +13,17 @@ from torch import Tensor
 from .blocks import Block
 from .config import Options
 from .errors import BatchError
-from .estimators import Choice, Form, Operator
-from .estimators.exact import Rows
-from .factors import TOLERANCE, Combined, Explicit, Factor, merge, thin, truncate
-from .sizes import Size
+from .estimators import Choice, Form
+from .estimators import Rows as RowsForm
+from .per_sample import Combined, LayerGradients, PerSampleGradients, Product, Rows, join_uses
+from .per_sample.truncated import TOLERANCE, merge, truncate
 from .sketch import generator_for
 from .solve import EigenState, FactorisationError, SolveState
-from .types import LayerIO, Product, expand_positions, join_uses
 
 SMALLEST = 2.0**24  # multiples of the smallest normal number below which a damping cannot be divided by
 ROUNDINGS = 16.0  # of the mean eigenvalue: smaller dampings would be lost beside the rounding errors of K
 FLOOR = 1e-4  # share of the largest mean eigenvalue so far below which relative damping does not follow
-BlockParts = tuple[tuple[LayerIO, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
+BlockParts = tuple[tuple[LayerGradients, tuple[int, ...]], ...]  # per member: what it gave, positions of its parameters
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Curvature:
         largest: The largest |g| of the block lately, 0-d; None before its first direction.
     """
 
-    factor: Factor | None
+    factor: PerSampleGradients | None
     state: SolveState
     mean: Tensor
     peak: Tensor
@@ -78,10 +77,10 @@ def damping_at(options: Options, step: int, mean: Tensor) -> Tensor:
     return torch.maximum(chosen, ROUNDINGS * torch.finfo(mean.dtype).eps * mean)
 
 
-def member_io(block: Block, layers: Mapping[str, LayerIO]) -> dict[int, LayerIO]:
+def member_io(block: Block, layers: Mapping[str, LayerGradients]) -> dict[int, LayerGradients]:
     """Return what the members of a block gave; alike ones are joined at the position of the first of their kind."""
     kinds = [(slots, member.layer) for member, slots in block.members]
-    found: dict[int, list[LayerIO]] = {}
+    found: dict[int, list[LayerGradients]] = {}
     for kind, (member, _) in zip(kinds, block.members, strict=True):
         if member.name in layers:
             found.setdefault(kinds.index(kind), []).append(layers[member.name])
@@ -94,12 +93,12 @@ def member_io(block: Block, layers: Mapping[str, LayerIO]) -> dict[int, LayerIO]
     return {k: join_uses(ios) for k, ios in found.items()}
 
 
-def block_io(block: Block, layers: Mapping[str, LayerIO]) -> BlockParts:
+def block_io(block: Block, layers: Mapping[str, LayerGradients]) -> BlockParts:
     """Return what the members of a block gave, with the positions of their parameters; alike members are joined."""
     return in_place(block, member_io(block, layers))
 
 
-def in_place(block: Block, members: Mapping[int, LayerIO]) -> BlockParts:
+def in_place(block: Block, members: Mapping[int, LayerGradients]) -> BlockParts:
     """Put beside what each member gave the positions of its parameters."""
     return tuple((members[k], block.members[k][1]) for k in sorted(members))
 
@@ -136,8 +135,8 @@ class Draft:
         solver: What is made of K.
     """
 
-    batch: Factor
-    factor: Factor
+    batch: PerSampleGradients
+    factor: PerSampleGradients
     pool: Pool
     truncation: float | None
     solver: type[SolveState]
@@ -193,7 +192,7 @@ def draft(
     batch = (
         batch if truncation is None else batch.unsketched
     )  # eigenvalues of a sketch would not be those of the columns kept
-    merged = options.ema > 0 and old is not None and isinstance(old.factor, Explicit)
+    merged = options.ema > 0 and old is not None and isinstance(old.factor, Rows)
     factor = merge(old.factor, batch, options.ema) if merged else batch  # type: ignore[union-attr,arg-type]
     return Draft(batch, factor, pool, truncation, choice.solver)
 
@@ -252,27 +251,25 @@ def hold(drafted: Draft, solution: Solution, step: int, old: Curvature | None) -
 
 def factor_of(
     block: Block, parts: BlockParts, choice: Choice, pool: Pool, options: Options, step: int
-) -> tuple[Factor, Pool]:
+) -> tuple[PerSampleGradients, Pool]:
     """Return U of the samples given, and the pool with rows counted as positions where those are expanded."""
-    drawing = choice.form.draws or options.expanded is not None
+    form, expanded, scale = choice.form, options.expanded, pool.scale(options)
+    drawing = form.draws or expanded is not None
     generator = generator_for(options.seed, step, block.name) if drawing else torch.default_generator
     dtype = block.compute_dtype
     io, slots = parts[0]
-    if len(parts) > 1 and isinstance(choice.form, Rows) and not block.tied:  # one layer, on as few columns as it needs
-        written = as_captured(block, parts, pool.scale(options), dtype)
-        return thin(Explicit.from_rows(written.to_dense().T, written.shapes)), pool
+    if len(parts) > 1 and isinstance(form, RowsForm) and not block.tied:  # one layer, on as few columns as it needs
+        written = as_captured(block, parts, scale, dtype)
+        return Rows.split(written.to_dense().T, written.shapes).thin(), pool
     if len(parts) > 1 or len(slots) < len(block.parameters):
-        form = choice.form if len(parts) > 1 else Operator()
-        return as_captured(block, parts, pool.scale(options), dtype, form, generator), pool
-    if options.expanded is not None:
-        io, rows = expand_positions(io, max(io.n, options.expanded), generator)
+        return as_captured(block, parts, scale, dtype, form if len(parts) > 1 else None, generator), pool
+    if expanded is not None:
+        io, rows = io.expanded(max(io.n, expanded), generator)
         pool = Pool(rows, pool.ranks)
-    return _form_for(io, choice.form).build(io, pool.scale(options), dtype, generator), pool
-
-
-def _form_for(io: LayerIO, form: Form) -> Form:
-    """Return the form, or what was captured where a layer of this kind cannot be kept so."""
-    return form if Size.of(io).kind in form.kinds else Operator()
+        scale = pool.scale(options)
+    if io.kind not in form.kinds:  # a layer of this kind is kept as it was captured
+        return io.held(scale, dtype), pool
+    return form.build(io, scale, dtype, generator), pool
 
 
 def as_captured(
@@ -280,7 +277,7 @@ def as_captured(
     parts: BlockParts,
     scale: float,
     dtype: torch.dtype,
-    form: Form = Operator(),  # noqa: B008 - frozen
+    form: Form | None = None,
     generator: torch.Generator = torch.default_generator,
 ) -> Combined:
     """Return U of all parts of a block, one column a sample, ``scale`` times what was captured.
@@ -290,6 +287,8 @@ def as_captured(
     """
     shapes = {slot: shape for io, slots in parts for slot, shape in zip(slots, io.shapes, strict=True)}
     every = tuple(shapes.get(k, (p.numel(), 1)) for k, p in enumerate(block.parameters))
-    kept = [form if isinstance(io, Product) else Operator() for io, _ in parts]
-    terms = tuple(how.build(io, scale, dtype, generator) for (io, _), how in zip(parts, kept, strict=True))
+    terms = tuple(
+        form.build(io, scale, dtype, generator) if form and isinstance(io, Product) else io.held(scale, dtype)
+        for io, _ in parts
+    )
     return Combined(terms, tuple(slots for _, slots in parts), every)

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from .config import Options
 from .curvature import Curvature, damping_at
-from .factors import Factor
 from .linalg import metric_length
+from .per_sample import Grads, PerSampleGradients
 from .sketch import generator_for
 from .solve import DirectState, FactorisationError, SolveState, coefficients_together
-from .types import Grads
 
 MEAN = 1 + 1e-4  # multiples of the samples' mean that are it, up to rounding
 MEMORY, LEAST = 0.999, 0.25  # a step, of the largest |g|; of the trust cap that follows |g|
@@ -67,7 +66,7 @@ Seen = Projection | MeanProjection
 
 
 def project(
-    curvature: Curvature, factor: Factor, grads: Grads, square: Tensor, draw: tuple[int, int, str] | None
+    curvature: Curvature, factor: PerSampleGradients, grads: Grads, square: Tensor, draw: tuple[int, int, str] | None
 ) -> Seen:
     """Return U^T g, from K alone where g is the mean of the very samples in U.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import hypot
 from statistics import median
 
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from .blocks import Block
 from .curvature import BlockParts
+from .per_sample import Grads, LayerGradients, Lookup, Product, Rows
 from .sketch import generator_for
-from .types import Grads, LayerIO, Lookup, Product, Rows
 
 CHANNELS = 2  # input channels of a convolution that a check looks at, drawn anew each time
 ROUNDINGS = 2.0**13  # of the dtype that may add up
@@ -128,49 +128,49 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def _view(io: LayerIO, generator: torch.Generator, like: Tensor) -> View:
+def _view(io: LayerGradients, generator: torch.Generator, like: Tensor) -> View:
     """Draw what is looked at of the first parameter of a layer."""
     if isinstance(io, Rows):
         return View()
     channels, (rows, columns) = None, io.shapes[0]
     c = io.g.shape[0] if isinstance(io, Product) else 1
-    if isinstance(io, Product) and io.features > 1:
-        channels = torch.randperm(io.a.shape[2], generator=generator)[:CHANNELS].to(like.device)
-        columns = len(channels) * columns // io.a.shape[2]
+    if isinstance(io, Product) and io.channels is not None:
+        channels = torch.randperm(io.channels, generator=generator)[:CHANNELS].to(like.device)
+        columns = len(channels) * columns // io.channels
     combinations = min(rows // c, -(-NUMBERS // max(1, c * columns)))
     return View(torch.randn(c, combinations, rows // c, generator=generator).to(like), channels)
 
 
-def _captured(io: LayerIO, view: View, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+def _captured(io: LayerGradients, view: View, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
     """Return what is seen of the captured sum of each parameter, and the sum of the squares of its terms."""
     if isinstance(io, Rows):
         parts = [part.to(dtype) for part in io.parts]
         return [part.sum(0) for part in parts], torch.stack([_square(part) for part in parts]).sum()
     assert view.u is not None
+    assert isinstance(io, Product | Lookup)
     g = io.g.to(dtype)
     if isinstance(io, Lookup):
         weights = view.u[0][:, io.ids].flatten(1)
         square = (weights.square() @ g.square().sum(2).flatten()).sum()
         return [(weights @ g.flatten(0, 1)).reshape(-1)], square
-    c, n, d_out, s = g.shape
-    if io.features == 1:
-        weights = (g.mT.reshape(c, n * s, d_out) @ view.u.mT).mT
-        a = io.a.mT.reshape(c, n * s, -1).to(dtype)
+    c, n, s, d_out = g.shape
+    if io.channels is None:
+        weights = (g.reshape(c, n * s, d_out) @ view.u.mT).mT
+        a = io.a.reshape(c, n * s, -1).to(dtype)
         seen = (weights @ a).reshape(-1)
     else:
-        weights = view.u[:, None] @ g
-        a = io.a if view.channels is None else io.a.index_select(2, view.channels)
-        a = a.reshape(c, n, -1, s).to(dtype)
-        seen = (weights @ a.mT).sum(1).reshape(-1)
+        weights = view.u[:, None] @ g.mT
+        a = io.inputs(view.channels).to(dtype)
+        seen = (weights @ a).sum(1).reshape(-1)
     whole = _square(weights) * _square(a) / max(1, n * s)
-    return ([seen, g.sum((1, 3)).reshape(-1)], whole + _square(g)) if io.bias else ([seen], whole)
+    return ([seen, g.sum((1, 2)).reshape(-1)], whole + _square(g)) if io.bias else ([seen], whole)
 
 
 def _square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x).square()
 
 
-def _rounding(io: LayerIO) -> float:
+def _rounding(io: LayerGradients) -> float:
     dtype = io.a.dtype if isinstance(io, Product) and io.a.dtype.is_floating_point else io.dtype
     eps = max(torch.finfo(io.dtype).eps, torch.finfo(dtype).eps)
     cuda = isinstance(io, Product) and io.g.is_cuda and dtype == torch.float32
@@ -193,13 +193,6 @@ def common_ratio(ratios: Mapping[str, float], last: float = 1.0, tolerance: floa
         if value >= 1 and abs(value - round(value)) <= 1e-5 * value:
             return float(round(value)) ** power
     return middle if max(middle, 1 / middle) > LARGE_SCALE else 1.0
-
-
-def scaled(io: LayerIO, ratio: float) -> LayerIO:
-    """Return what a layer captured, with gradients multiplied."""
-    if isinstance(io, Rows):
-        return Rows(tuple(part * ratio for part in io.parts))
-    return replace(io, g=io.g * ratio)
 
 
 def digest(found: Probe, name: str) -> Tensor:

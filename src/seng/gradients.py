@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .blocks import Block, Layout
-from .types import Grads
+from .per_sample import Grads
 from .wrappers import Cut, own_part
 
 FULL_PRECISION = (torch.float32, torch.float64)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .curvature import Curvature
 from .errors import SengError, StateError
-from .factors import Factor
+from .per_sample import PerSampleGradients
 from .refreshing import Place
 from .sketch import Sketch
 from .solve import SolveState
@@ -112,7 +112,7 @@ def unpack(packed: Any, device: torch.device) -> Any:
     if not isinstance(packed, dict):
         return packed
     name = packed.get("type")
-    known: dict[str, Any] = {**TYPES, **Factor.TYPES, **Sketch.TYPES, **SolveState.TYPES}
+    known: dict[str, Any] = {**TYPES, **PerSampleGradients.TYPES, **Sketch.TYPES, **SolveState.TYPES}
     kind = known.get(name) if isinstance(name, str) else None
     values = {key: unpack(item, device) for key, item in packed.items() if key != "type"}
     if kind is None or set(values) != {field.name for field in fields(kind)}:

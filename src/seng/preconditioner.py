@@ -24,14 +24,13 @@ from .direction import Direction, MeanProjection, direction, project, shortening
 from .distributed import Batch, Plan, Strategy, Updates, strategy_so_far
 from .errors import OrderError, RankError
 from .events import Events, listed
-from .factors import Kronecker
 from .gradients import BlockGradients, Gradients, collect, lacking, square
 from .grouping import lay_out
 from .hooks import recorders
+from .per_sample import Grads, LayerGradients, Product
 from .refreshing import Facts, Reach, Refresh, Refreshes, Sharing, ThinCorrections, bounds_passing
 from .samples import Samples, Taken
 from .state import Held, read, write
-from .types import Grads, LayerIO, Product
 from .wrappers import unwrap
 
 if TYPE_CHECKING:
@@ -367,7 +366,7 @@ class Preconditioner:
             for parameter in block.parameters:  # all captured gradients were zero or next to it
                 parameter.grad = torch.zeros_like(parameter)
             return True
-        if curvature is None or not isinstance(curvature.factor, Kronecker) or curvature.row_sums is None:
+        if curvature is None or not isinstance(curvature.factor, Product) or curvature.row_sums is None:
             return False
         weight = 1 / curvature.factor.scale  # columns of U are the captured gradients times the scale
         seen = MeanProjection(curvature.row_sums, weight)
@@ -463,7 +462,7 @@ class Preconditioner:
             )  # fmt: skip
         return found
 
-    def _restore_gradients(self, gradients: Gradients, layers: Mapping[str, LayerIO]) -> None:
+    def _restore_gradients(self, gradients: Gradients, layers: Mapping[str, LayerGradients]) -> None:
         """Add the captured gradient where a withheld one is only part of it: the weight was used elsewhere, too."""
         for name in self._reweighted & gradients.blocks.keys() & layers.keys():
             block, io, own = self.layout.blocks[name], layers[name], gradients.blocks[name]
@@ -473,7 +472,7 @@ class Preconditioner:
                 parameter.grad = x.view_as(parameter).to(parameter.dtype)
             gradients.blocks[name] = BlockGradients.of(block, [p.grad for p in block.parameters])
 
-    def _withheld_squares(self, layers: Mapping[str, LayerIO]) -> list[Tensor]:
+    def _withheld_squares(self, layers: Mapping[str, LayerGradients]) -> list[Tensor]:
         """Return the squares of output gradients whose sums, the weight gradients, are still to be formed."""
         withheld = [layers[name] for name in sorted(self._reweighted & layers.keys())]
         return [square(io.g) for io in withheld if isinstance(io, Product)]

@@ -16,11 +16,11 @@ from .curvature import in_place, member_io
 from .distributed import Strategy, several_ranks
 from .errors import BatchError, CaptureError
 from .events import Events, listed
-from .gradient_check import COLUMNS, DIGEST, REDUCED, Probe, common_ratio, digest, probe, scaled
+from .gradient_check import COLUMNS, DIGEST, REDUCED, Probe, common_ratio, digest, probe
 from .gradients import BlockGradients, Gradients
+from .per_sample import LayerGradients
 from .refreshing import Members
 from .sketch import generator_for
-from .types import LayerIO
 
 DISAGREES = (
     "the captured samples do not add up to .grad: the weight is also used outside of its layer, the gradient was "
@@ -43,7 +43,7 @@ class Taken:
         refused: Reason by name of each block whose samples cannot be used.
     """
 
-    layers: dict[str, LayerIO] = field(default_factory=dict)
+    layers: dict[str, LayerGradients] = field(default_factory=dict)
     members: Members = field(default_factory=dict)
     samples: int = 0
     probes: dict[str, Probe] = field(default_factory=dict)
@@ -175,7 +175,7 @@ class Samples:
 
     def _take_out(self, taken: Taken, ratio: float) -> None:
         members = taken.members
-        taken.members = {name: {k: scaled(io, ratio) for k, io in own.items()} for name, own in members.items()}
+        taken.members = {name: {k: io.multiplied(ratio) for k, io in own.items()} for name, own in members.items()}
         message = (
             f"captured gradients are {1 / ratio:.6g} times those in .grad, as a loss scale or hard clipping makes them"
         )

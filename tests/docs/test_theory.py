@@ -21,11 +21,9 @@ from seng.apps.theory.solvers import BOUNDS, SOLVED, solved, system_of
 from seng.apps.theory.stationarity import LARGEST, LIPSCHITZ, WIDTH, Constants, Fit
 from seng.distributed import Local
 from seng.distributed.communicator import Communicator
-from seng.estimators import ESTIMATORS, Form, LowRank, Operator, Rows, Sketched, Truncated
+from seng.estimators import ESTIMATORS, Form, LowRank, Operator, Sketched, Truncated
+from seng.estimators import Rows as RowsForm
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
-from seng.factors import Explicit, Factor, combine, merge, truncate
-from seng.factors.sketched import sketch_rows, sketch_sides
-from seng.factors.truncated import TOLERANCE
 from seng.func.config import Settings
 from seng.func.solvers import SOLVERS
 from seng.linalg import (
@@ -36,10 +34,11 @@ from seng.linalg import (
     low_rank_products,
     metric_length,
 )
-from seng.sizes import Size
+from seng.per_sample import PerSampleGradients, Product, Rows, Shape, combine, merge, truncate
+from seng.per_sample.sketched import sketch_rows, sketch_sides
+from seng.per_sample.truncated import TOLERANCE
 from seng.sketch import SKETCHES, draw
 from seng.testing import loop_gradients
-from seng.types import Product, expand_positions
 
 from ..unsupported import Slope
 
@@ -73,8 +72,8 @@ def scalar(value: float) -> Tensor:
 
 def product_layer(s: int, d_in: int = 5, d_out: int = 4) -> tuple[Product, Tensor]:
     """A captured layer without bias, and its U [p, n] by definition."""
-    io = Product(random(1, N, d_in, s, seed=1), random(1, N, d_out, s, seed=2))
-    return io, torch.einsum("nis,nos->noi", io.a[0], io.g[0]).flatten(1).T
+    io = Product(random(1, N, s, d_in, seed=1), random(1, N, s, d_out, seed=2))
+    return io, torch.einsum("nsi,nso->noi", io.a[0], io.g[0]).flatten(1).T
 
 
 class Run:
@@ -136,7 +135,7 @@ def test_equation_05_products_with_u_are_those_of_a_layer():
     io, u = product_layer(s=3)
     factor = Operator().build(io, 1.0, torch.float64, generator())
     c, v = random(N, seed=6), random(4, 5, seed=7)
-    a, g = io.a[0].mT, io.g[0].mT  # [n, s, d]
+    a, g = io.a[0], io.g[0]  # [n, s, d]
     assert_close(torch.einsum("n,nso,nsi->oi", c, g, a).reshape(-1), u @ c)
     assert_close(torch.einsum("nso,oi,nsi->n", g, v, a), u.T @ v.reshape(-1))
     assert_close(factor.rmv(c)[0].reshape(-1), u @ c)
@@ -146,7 +145,7 @@ def test_equation_05_products_with_u_are_those_of_a_layer():
 @pytest.mark.parametrize("name", SKETCHES)
 def test_equation_06_sketched_coefficients_solve_the_sketched_problem(name: str):
     (u, _), g, damping = columns(), random(P, seed=5), 0.3
-    factor = sketch_rows(Explicit((u.T.contiguous(),), ((P, 1),)), name, 7, generator())
+    factor = sketch_rows(Rows((u.T.contiguous(),), ((P, 1),)), name, 7, generator())
     omega = factor.left(torch.eye(P, dtype=torch.float64)).T
     b = torch.linalg.solve(factor.gram() + damping * torch.eye(N).double(), factor.mv((g,)))
     stacked = torch.cat([omega @ u, damping**0.5 * torch.eye(N).double()])
@@ -292,7 +291,7 @@ def test_equation_20_uncovered_parameters_move_at_the_pace_of_the_mean_damping_w
 
 def test_equation_21_merging_puts_columns_side_by_side():
     (one, _), (two, _) = columns(1), columns(2)
-    factors = [Explicit((u.T.contiguous(),), ((P, 1),)) for u in (one, two)]
+    factors = [Rows((u.T.contiguous(),), ((P, 1),)) for u in (one, two)]
     v = merge(factors[0], factors[1], 0.3).to_dense()
     assert_close(v @ v.T, 0.3 * one @ one.T + 0.7 * two @ two.T)
 
@@ -301,7 +300,7 @@ def test_equation_21_merging_puts_columns_side_by_side():
 def test_equation_22_truncation_changes_a_direction_by_its_tolerance(power: float):
     u = torch.linalg.qr(random(P, N)).Q * torch.logspace(0, -5, N, dtype=torch.float64)
     g, damping = u @ random(N, seed=8) + 1e-3 * random(P, seed=9), 1.0
-    full = Explicit((u.T.contiguous(),), ((P, 1),))
+    full = Rows((u.T.contiguous(),), ((P, 1),))
     small, values = truncate(full, scalar(damping))
     assert 0 < small.n < N
     assert_close(small.gram(), values.diag())
@@ -315,8 +314,8 @@ def test_equation_22_truncation_changes_a_direction_by_its_tolerance(power: floa
 @pytest.mark.parametrize("kept", [4, 18])
 def test_equation_23_expanded_positions_are_samples_of_their_own(kept: int):
     io, _ = product_layer(s=3)
-    m = torch.einsum("nis,nos->nsoi", io.a[0], io.g[0]).reshape(N * 3, -1)
-    expanded, total = expand_positions(io, kept, generator())
+    m = torch.einsum("nsi,nso->nsoi", io.a[0], io.g[0]).reshape(N * 3, -1)
+    expanded, total = io.expanded(kept, generator())
     u = Operator().build(expanded, total**0.5, torch.float64, generator()).to_dense()
     assert total == N * 3
     assert u.shape[1] == kept
@@ -381,8 +380,8 @@ def test_equation_27_released_code_mixes_the_samples_of_implicit_layers():
     root = b.abs().sqrt()
     expected = torch.zeros(4, 5, dtype=torch.float64)
     for k in range(2):
-        left = sum(root[i] * io.g[0, i, :, k] for i in range(N))
-        right = sum(b[j] * io.a[0, j, :, k] for j in range(N)) / root.sum()
+        left = sum(root[i] * io.g[0, i, k] for i in range(N))
+        right = sum(b[j] * io.a[0, j, k] for j in range(N)) / root.sum()
         expected += torch.outer(torch.as_tensor(left), torch.as_tensor(right))
     assert_close(got, expected)
     assert (got.reshape(-1) - u @ b).norm() > 0.1 * (u @ b).norm()
@@ -396,7 +395,7 @@ SKETCHED_FORMS = ("sketched-rows", "implicit")
 
 
 def test_bounds_are_stated_for_every_estimator_of_the_table():
-    size = Size("product", n=8, p=20, s=3, d_in=5, d_out=4)
+    size = Shape("product", n=8, p=20, s=3, d_in=5, d_out=4)
     found = {form.name for kind in ESTIMATORS.values() for form in kind().forms(size)}
     assert {*EXACT_FORMS, *SKETCHED_FORMS, "paper-code"} == found
 
@@ -404,12 +403,14 @@ def test_bounds_are_stated_for_every_estimator_of_the_table():
 def captured(positions: int, bias: bool, groups: int, seed: int, spread: float) -> Product:
     """A captured layer whose samples are of very different sizes."""
     sizes = torch.logspace(0, -spread, N, dtype=torch.float64)[:, None, None]
-    a, g = random(groups, N, 5, positions, seed=seed), random(groups, N, 4, positions, seed=seed + 1)
-    return Product(a, sizes * g, 1, bias)
+    a, g = random(groups, N, positions, 5, seed=seed), random(groups, N, positions, 4, seed=seed + 1)
+    return Product(a, sizes * g, bias)
 
 
-def factor_and_gradient(form: str, sketch: str, io: Product, size: int, rank: int, seed: int) -> tuple[Factor, Tensor]:
-    forms: tuple[Form, ...] = (Operator(), Rows(), Truncated(), Sketched(sketch, size), LowRank(rank, size, sketch))
+def factor_and_gradient(
+    form: str, sketch: str, io: Product, size: int, rank: int, seed: int
+) -> tuple[PerSampleGradients, Tensor]:
+    forms: tuple[Form, ...] = (Operator(), RowsForm(), Truncated(), Sketched(sketch, size), LowRank(rank, size, sketch))
     (chosen,) = (known for known in forms if known.name == form)
     factor = chosen.build(io, N**-0.5, torch.float64, generator(seed))
     p = sum(rows * columns for rows, columns in factor.shapes)
@@ -498,7 +499,7 @@ def test_equation_29_sketched_directions_keep_their_bounds(
 @pytest.mark.parametrize("sketch", SKETCHES)
 def test_equation_29_says_something_for_every_sketch(sketch: str):
     u, g = samples(512, N, 0)
-    full = Explicit((u.T.contiguous(),), ((512, 1),))
+    full = Rows((u.T.contiguous(),), ((512, 1),))
     damping = 10 * float(u.square().sum()) / N
     factor = sketch_rows(full, sketch, 384, generator())
     found, d = embedding(factor, g, damping), direction(factor, g, damping)
@@ -514,8 +515,8 @@ def test_equation_30_is_not_kept_by_the_released_code():
         for seed in range(5):
             io = captured(2, False, 1, seed, 1.0)
             factor = form.build(io, N**-0.5, torch.float64, generator(seed))
-            g = torch.einsum("nis,nos->oi", io.a[0], io.g[0]).reshape(-1) / N
-            u = torch.einsum("nis,nos->oin", io.a[0], io.g[0]).flatten(0, 1) / N**0.5
+            g = torch.einsum("nsi,nso->oi", io.a[0], io.g[0]).reshape(-1) / N
+            u = torch.einsum("nsi,nso->oin", io.a[0], io.g[0]).flatten(0, 1) / N**0.5
             damping = 0.1 * float(u.square().sum()) / N
             exact = damped_power(u @ u.T, damping, 1.0, g)
             away.append((form.name, float((direction(factor, g, damping) - exact).norm() / exact.norm())))

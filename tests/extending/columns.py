@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from seng.estimators import Cost, Form
-from seng.factors import Factor, explicit
-from seng.sizes import Size
-from seng.types import Grads, LayerIO, Lookup
+from seng.per_sample import Grads, LayerGradients, PerSampleGradients, Shape
 
 
 @dataclass(frozen=True)
-class Matrix(Factor):
+class Matrix(PerSampleGradients):
     """U [p, n] as one matrix."""
 
     u: Tensor
@@ -45,12 +43,13 @@ class Columns(Form):
     name: ClassVar[str] = "columns"
     kinds: ClassVar[tuple[str, ...]] = ("product", "rows")
 
-    def cost(self, size: Size) -> Cost:
-        n, p = size.n, size.p
-        form = size.c * n * size.s * size.d_in * size.d_out
+    def cost(self, shape: Shape) -> Cost:
+        n, p = shape.n, shape.p
+        form = shape.c * n * shape.s * shape.d_in * shape.d_out
         return Cost(n * p, 2.0 * form + 2.0 * n * n * p, 4.0 * n * p, n)
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
-        assert not isinstance(io, Lookup)  # no kind of this form
-        rows = explicit(io, scale, dtype)
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
+        rows = io.written_out(scale, dtype)
         return Matrix(torch.cat(rows.parts, 1).T.contiguous(), rows.shapes)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from seng import Preconditioner, plan, verify
 from seng.errors import OptionError
+from seng.per_sample import Rows
 from seng.testing import blocks_of
-from seng.types import Rows
 
 from .training import assert_all_of_it_trains
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from seng.layers import LayerCall
 from seng.layers.linear import linear
+from seng.per_sample import Product
 from seng.testing import check_layer
-from seng.types import Product
 
 from .draws import batches, examples, option_sets, seeds, sizes
 
@@ -54,7 +54,7 @@ def test_linear_takes_a_vector_as_one_sample():
     layer, x, g = nn.Linear(3, 2), torch.randn(3), torch.randn(2)
     io = linear(layer, LayerCall((x,), {}, (g,), ("weight", "bias")))["weight", "bias"]
     assert isinstance(io, Product)
-    assert (io.n, io.positions, io.shapes) == (1, 1, ((2, 3), (2, 1)))
+    assert (io.n, io.shape.s, io.shapes) == (1, 1, ((2, 3), (2, 1)))
     bias = linear(layer, LayerCall((x,), {}, (g,), ("bias",)))["bias"]
     torch.testing.assert_close(bias, g[None], rtol=0, atol=0)
 

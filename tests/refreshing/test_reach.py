@@ -10,7 +10,7 @@ import torch
 from seng import DenseThenSparse, Local, LowRank, Options
 from seng.curvature import Curvature
 from seng.distributed import Strategy
-from seng.factors import Explicit
+from seng.per_sample import Rows
 from seng.refreshing import Facts, Reach
 from seng.solve import EigenState
 
@@ -20,7 +20,7 @@ SMALL = torch.tensor(1e-3, dtype=torch.float64)  # norm of gradients that the tr
 
 def curvature(mean: float, usable: bool = True) -> Curvature:
     state = EigenState(torch.ones(1), torch.ones(1, 1))
-    factor = Explicit((torch.ones(1, 1),), ((1, 1),)) if usable else None
+    factor = Rows((torch.ones(1, 1),), ((1, 1),)) if usable else None
     return Curvature(factor, state, torch.tensor(mean), torch.tensor(mean), 1, 0, torch.tensor(1.0))
 
 

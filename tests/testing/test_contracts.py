@@ -12,16 +12,13 @@ from torch import Tensor, nn
 
 from seng.errors import CaptureError
 from seng.estimators import ESTIMATORS, Cost, Form
-from seng.factors import Factor
-from seng.factors.kronecker import Kronecker, kronecker
-from seng.factors.truncated import TOLERANCE
 from seng.layers import LAYERS, LayerCall, affine
 from seng.layers.contract import Layer
 from seng.layers.linear import linear
-from seng.sizes import Size
+from seng.per_sample import LayerGradients, PerSampleGradients, Product, Shape
+from seng.per_sample.truncated import TOLERANCE
 from seng.sketch import SKETCHES, Sampling
 from seng.testing import check_estimator, check_layer, check_layer_type, check_sketch
-from seng.types import LayerIO, Product
 
 # estimators that leave something out, and by how much that may change a direction
 LOSSY = {"truncated": TOLERANCE}
@@ -68,18 +65,18 @@ def test_layer_of_a_third_party_keeps_the_contract(monkeypatch: pytest.MonkeyPat
         check_layer_type(Scale)
 
 
-WRONG_LAYERS: dict[str, Callable[[LayerIO], LayerIO]] = {
+WRONG_LAYERS: dict[str, Callable[[Any], LayerGradients]] = {
     "bias forgotten": lambda io: replace(io, bias=False),
-    "samples swapped": lambda io: replace(io, g=io.g.flip(1)),  # type: ignore[union-attr]
-    "inputs negated": lambda io: replace(io, a=-io.a),  # type: ignore[union-attr]
-    "positions mixed": lambda io: replace(io, a=io.a.flip(3)),  # type: ignore[union-attr]
-    "a little off": lambda io: replace(io, g=io.g * (1 + 1e-8)),  # type: ignore[union-attr]
+    "samples swapped": lambda io: replace(io, g=io.g.flip(1)),
+    "inputs negated": lambda io: replace(io, a=-io.a),
+    "positions mixed": lambda io: replace(io, a=io.a.flip(2)),
+    "a little off": lambda io: replace(io, g=io.g * (1 + 1e-8)),
 }
 
 
 @pytest.mark.parametrize("fault", WRONG_LAYERS)
 def test_layer_contract_notices_what_is_wrong(fault: str, monkeypatch: pytest.MonkeyPatch):
-    def wrong(module: nn.Module, call: LayerCall) -> dict[Any, LayerIO]:
+    def wrong(module: nn.Module, call: LayerCall) -> dict[Any, LayerGradients]:
         return {part: WRONG_LAYERS[fault](io) for part, io in linear(module, call).items()}
 
     monkeypatch.setitem(LAYERS, nn.Linear, Layer(wrong, affine))
@@ -116,7 +113,7 @@ def test_sketch_contract_notices_what_is_wrong(wrong: Any, message: str, monkeyp
 
 
 @dataclass(frozen=True)
-class _Off(Kronecker):
+class _Off(Product):
     """A factor with one wrong method."""
 
     fault: str = ""
@@ -136,12 +133,14 @@ class _Wrong(Form):
     name: ClassVar[str] = "wrong"
     fault: str = ""
 
-    def cost(self, size: Size) -> Cost:
+    def cost(self, shape: Shape) -> Cost:
         raise NotImplementedError
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
         assert isinstance(io, Product)
-        good = kronecker(io, scale * (2 if self.fault == "Fisher" else 1), dtype)
+        good = io.held(scale * (2 if self.fault == "Fisher" else 1), dtype)
         return _Off(good.a, good.g, good.bias, good.scale, self.fault)
 
 

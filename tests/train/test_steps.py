@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -206,4 +205,4 @@ def test_target_that_the_data_cannot_have_is_refused_before_the_data_are_read():
 def test_session_is_whole_without_ranks():
     session = build_session(_config())
     assert session.forward is session.model
-    assert dataclasses.asdict(session.ranks) == {"rank": 0, "world": 1, "local": 0}
+    assert (session.ranks.rank, session.ranks.world, session.ranks.local) == (0, 1, 0)

@@ -8,10 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..per_sample import Spec
+
 BUCKET = 2**25  # bytes of one flat buffer, as large as DistributedDataParallel's
 ALIGNMENT = 8  # bytes: every tensor of a parcel starts at a multiple, so that it can be viewed in its own dtype
-
-Spec = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of a tensor in a parcel
 
 
 def parcel_bytes(specs: Sequence[Spec]) -> int:

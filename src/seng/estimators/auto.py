@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..sizes import Size
+from ..per_sample import Shape
 from .base import ROWS, Choice, Estimator, Form
 from .exact import Exact
 from .low_rank import LowRank
@@ -47,28 +47,28 @@ class Auto(Estimator):
         """The sketched candidate."""
         return LowRank(self.rank, self.rows, self.sketch, self.tolerance)
 
-    def forms(self, size: Size) -> Sequence[Form]:
-        return (*Exact().forms(size), *self.low_rank.forms(size))
+    def forms(self, shape: Shape) -> Sequence[Form]:
+        return (*Exact().forms(shape), *self.low_rank.forms(shape))
 
-    def smaller(self, size: Size) -> Sequence[Form]:
-        return (*Exact().forms(size), *self.low_rank.smaller(size))
+    def smaller(self, shape: Shape) -> Sequence[Form]:
+        return (*Exact().forms(shape), *self.low_rank.smaller(shape))
 
-    def choose(self, size: Size, price: Callable[[Form], Choice], interval: int) -> Choice:
-        best = Exact().choose(size, price, interval)
-        excess = self._excess(size, best)
+    def choose(self, shape: Shape, price: Callable[[Form], Choice], interval: int) -> Choice:
+        best = Exact().choose(shape, price, interval)
+        excess = self._excess(shape, best)
         if excess is None:
             return replace(best, reason="exact is affordable")
-        for sketched in map(price, self.low_rank.forms(size)):
+        for sketched in map(price, self.low_rank.forms(shape)):
             smaller = self.explicit_limit is not None and sketched.nbytes < best.nbytes
             if smaller or sketched.work(interval) < best.work(interval):
                 return replace(sketched, reason=excess)
         return replace(best, reason=f"{excess}, but a sketch is more work")
 
-    def _excess(self, size: Size, exact: Choice) -> str | None:
+    def _excess(self, shape: Shape, exact: Choice) -> str | None:
         """Say why a layer is too large for its cheapest exact form, or return None where it is not."""
         if (limit := self.explicit_limit) is not None:
-            return f"above {limit:,} parameters" if size.p > limit and size.kind == "product" else None
+            return f"above {limit:,} parameters" if shape.p > limit and shape.kind == "product" else None
         if exact.nbytes > EXACT_LIMIT:
             return f"exact would hold {exact.nbytes / 2**20:,.0f} MiB"
-        passes = exact.refresh_flops / size.backward_flops
+        passes = exact.refresh_flops / shape.backward_flops
         return f"exact would refresh in {passes:,.0f} backward passes" if passes > REFRESH_SHARE else None

@@ -15,11 +15,9 @@ import torch
 
 from ..checks import plain, require_count, require_number
 from ..errors import choose
-from ..factors import Factor
-from ..sizes import Size
+from ..per_sample import LayerGradients, PerSampleGradients, Shape
 from ..sketch import SKETCHES
 from ..solve import EigenState, SolveState
-from ..types import LayerIO
 
 MEMORY_BOUND = 10.0  # what products that read an element for two flops take, in times their flops
 ROWS = 256  # of a sketch, by default
@@ -94,19 +92,19 @@ class Estimator(ABC):
             require_argument(f"{type(self).__name__}()", field.name, value)
 
     @abstractmethod
-    def forms(self, size: Size) -> Sequence[Form]:
-        """Return the forms that a block of this size may be kept in; none where it is to be kept exactly."""
+    def forms(self, shape: Shape) -> Sequence[Form]:
+        """Return the forms that a block of this shape may be kept in; none where it is to be kept exactly."""
 
-    def smaller(self, size: Size) -> Sequence[Form]:
+    def smaller(self, shape: Shape) -> Sequence[Form]:
         """Return the forms to choose from where a memory budget has to be met."""
-        return self.forms(size)
+        return self.forms(shape)
 
     @abstractmethod
-    def choose(self, size: Size, price: Callable[[Form], Choice], interval: int) -> Choice:
+    def choose(self, shape: Shape, price: Callable[[Form], Choice], interval: int) -> Choice:
         """Return the form that is used.
 
         Args:
-            size: Of the block, which has forms.
+            shape: Of the block, which has forms.
             price: Returns what a form costs.
             interval: Steps between refreshes.
         """
@@ -140,21 +138,23 @@ class Form(Estimator):
         return None
 
     @abstractmethod
-    def cost(self, size: Size) -> Cost:
+    def cost(self, shape: Shape) -> Cost:
         """Return what U of a block takes."""
 
     @abstractmethod
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
         """Return U of what a layer captured; ``scale`` multiplies every column."""
 
     def columns(self, n: int, p: int) -> int:
         """Return how many columns U has of n samples and p parameters."""
         return n
 
-    def forms(self, size: Size) -> Sequence[Form]:
-        return (self,) if size.kind in self.kinds else ()
+    def forms(self, shape: Shape) -> Sequence[Form]:
+        return (self,) if shape.kind in self.kinds else ()
 
-    def choose(self, size: Size, price: Callable[[Form], Choice], interval: int) -> Choice:
+    def choose(self, shape: Shape, price: Callable[[Form], Choice], interval: int) -> Choice:
         return replace(price(self), reason="asked for")
 
 

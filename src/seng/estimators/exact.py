@@ -8,9 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, explicit, implicit_gram_is_cheaper, kronecker, lookup, thin
-from ..sizes import Size
-from ..types import LayerIO, Lookup, Product
+from ..per_sample import LayerGradients, PerSampleGradients, Shape, implicit_gram_is_cheaper
 from .base import MEMORY_BOUND, ROWS, Choice, Cost, Estimator, Form
 
 
@@ -21,27 +19,27 @@ class Operator(Form):
     name: ClassVar[str] = "operator"
     kinds: ClassVar[tuple[str, ...]] = ("product", "lookup")
 
-    def cost(self, size: Size) -> Cost:
+    def cost(self, shape: Shape) -> Cost:
         """Modules that share a parameter have one Gram matrix between them; small layers give rows as they are."""
-        n, s, both, whole = size.n, size.s, size.d_in + size.d_out, size.d_in * size.d_out
-        if size.members:
-            each = [self.cost(member) for member in size.members]
+        n, s, both, whole = shape.n, shape.s, shape.d_in + shape.d_out, shape.d_in * shape.d_out
+        if shape.members:
+            each = [self.cost(member) for member in shape.members]
             return Cost(sum(c.elements for c in each), sum(c.gram for c in each), sum(c.apply for c in each), n)
-        if size.kind == "rows":
-            return Cost(n * size.p, 2.0 * n * n * size.p, 4.0 * n * size.p, n)
-        if size.kind == "lookup":
-            used = min(n * s, size.p // size.d_out)  # at most so many rows of the weight
+        if shape.kind == "rows":
+            return Cost(n * shape.p, 2.0 * n * n * shape.p, 4.0 * n * shape.p, n)
+        if shape.kind == "lookup":
+            used = min(n * s, shape.vocabulary)  # at most so many rows of the weight
             return Cost(
-                n * s * (size.d_out + 2), 2.0 * n * n * min(s * s, used) * size.d_out, 4.0 * n * s * size.d_out, n
+                n * s * (shape.d_out + 2), 2.0 * n * n * min(s * s, used) * shape.d_out, 4.0 * n * s * shape.d_out, n
             )
-        cheap = implicit_gram_is_cheaper(n, s, size.d_in, size.d_out)
+        cheap = implicit_gram_is_cheaper(n, s, shape.d_in, shape.d_out)
         gram = n * n * s * s * both if cheap else n * s * whole + n * n * whole
-        return Cost(size.c * n * s * both, 2.0 * size.c * gram, 4.0 * size.c * n * s * whole, n)
+        return Cost(shape.c * n * s * both, 2.0 * shape.c * gram, 4.0 * shape.c * n * s * whole, n)
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
-        if isinstance(io, Product):
-            return kronecker(io, scale, dtype)
-        return lookup(io, scale, dtype) if isinstance(io, Lookup) else explicit(io, scale, dtype)
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
+        return io.held(scale, dtype)
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,16 @@ class Rows(Form):
     def columns(self, n: int, p: int) -> int:
         return min(n, p)
 
-    def cost(self, size: Size) -> Cost:
+    def cost(self, shape: Shape) -> Cost:
         """At most min(n, p) columns, whose products are bound by memory, not by arithmetic."""
-        k = min(size.n, size.p)
-        form = size.c * size.n * size.s * size.d_in * size.d_out
-        return Cost(k * size.p, 2.0 * form + 2.0 * size.n * k * size.p, MEMORY_BOUND * 4.0 * k * size.p, k)
+        k = min(shape.n, shape.p)
+        form = shape.c * shape.n * shape.s * shape.d_in * shape.d_out
+        return Cost(k * shape.p, 2.0 * form + 2.0 * shape.n * k * shape.p, MEMORY_BOUND * 4.0 * k * shape.p, k)
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
-        return lookup(io, scale, dtype) if isinstance(io, Lookup) else thin(explicit(io, scale, dtype))
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
+        return io.written_out(scale, dtype).thin()
 
 
 FORMS = (Operator(), Rows())
@@ -89,9 +89,9 @@ class Exact(Estimator):
     tolerance: float = 0.0
     rows: int = ROWS
 
-    def forms(self, size: Size) -> Sequence[Form]:
-        return tuple(form for form in FORMS if size.kind in form.kinds)
+    def forms(self, shape: Shape) -> Sequence[Form]:
+        return tuple(form for form in FORMS if shape.kind in form.kinds)
 
-    def choose(self, size: Size, price: Callable[[Form], Choice], interval: int) -> Choice:
-        best = min(map(price, self.forms(size)), key=lambda choice: choice.work(interval))
+    def choose(self, shape: Shape, price: Callable[[Form], Choice], interval: int) -> Choice:
+        best = min(map(price, self.forms(shape)), key=lambda choice: choice.work(interval))
         return replace(best, reason="least work of the exact forms")

@@ -8,10 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, beside_bias, low_rank, sketch_sides
-from ..sizes import Size
+from ..per_sample import LayerGradients, PerSampleGradients, Product, Shape, beside_bias, low_rank, sketch_sides
 from ..sketch import sketch_bytes
-from ..types import LayerIO, Product
 from .base import ROWS, Cost, Form
 
 
@@ -47,28 +45,30 @@ class LowRank(Form):
     def wire_rank(self) -> int | None:
         return self.rank
 
-    def smaller(self, size: Size) -> Sequence[Form]:
+    def smaller(self, shape: Shape) -> Sequence[Form]:
         ranks = dict.fromkeys((self.rank, max(1, self.rank // 4), 1))
-        return [replace(self, rank=rank) for rank in ranks] if self.forms(size) else ()
+        return [replace(self, rank=rank) for rank in ranks] if self.forms(shape) else ()
 
-    def cost(self, size: Size) -> Cost:
-        r, q = min(self.rank, size.s), self.rows
-        sampled, both = min(q, size.d_in) + min(q, size.d_out), size.d_in + size.d_out
-        reduction = 0.0 if r == size.s else 4.0 * size.n * size.s * both * (r + 4)
-        drawn = sum(sketch_bytes(self.sketch, d, q) for d in (size.d_in, size.d_out)) / size.itemsize
-        bias = size.n * (size.p - size.c * size.d_in * size.d_out)
+    def cost(self, shape: Shape) -> Cost:
+        r, q = min(self.rank, shape.s), self.rows
+        sampled, both = min(q, shape.d_in) + min(q, shape.d_out), shape.d_in + shape.d_out
+        reduction = 0.0 if r == shape.s else 4.0 * shape.n * shape.s * both * (r + 4)
+        drawn = sum(sketch_bytes(self.sketch, d, q) for d in (shape.d_in, shape.d_out)) / shape.itemsize
+        bias = shape.n * (shape.p - shape.c * shape.d_in * shape.d_out)
         return Cost(
-            size.c * size.n * r * (both + sampled) + bias + drawn,
-            size.c * (reduction + 2.0 * size.n**2 * r * r * sampled),
-            2.0 * size.c * size.n * r * (size.d_in * size.d_out + sampled * min(q, size.d_in)),
-            size.n,
+            shape.c * shape.n * r * (both + sampled) + bias + drawn,
+            shape.c * (reduction + 2.0 * shape.n**2 * r * r * sampled),
+            2.0 * shape.c * shape.n * r * (shape.d_in * shape.d_out + sampled * min(q, shape.d_in)),
+            shape.n,
         )
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
         assert isinstance(io, Product)  # the only kind of this form
         return beside_bias(io, self.weight(io, scale, dtype, generator), scale, dtype)
 
-    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> PerSampleGradients:
         """Return U of the weight alone."""
         full = low_rank(io, self.rank, scale, dtype, generator)
         return sketch_sides(full, self.sketch, self.rows, generator)

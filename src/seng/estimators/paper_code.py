@@ -8,10 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, as_released
-from ..factors import Sketched as SketchedFactor
-from ..sizes import Size
-from ..types import LayerIO, Product
+from ..per_sample import LayerGradients, PerSampleGradients, Product, Shape, as_released
+from ..per_sample import Sketched as SketchedGradients
 from .base import ROWS, Choice, Estimator, Form
 from .low_rank import LowRank
 from .sketched import Sketched
@@ -26,9 +24,11 @@ class ReleasedRows(Sketched):
     name: ClassVar[str] = "paper-code"
     frozen_damping: ClassVar[bool] = True
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
         factor = super().build(io, scale, dtype, generator)
-        assert isinstance(factor, SketchedFactor)
+        assert isinstance(factor, SketchedGradients)
         return as_released(factor)
 
 
@@ -39,9 +39,9 @@ class ReleasedLowRank(LowRank):
     name: ClassVar[str] = "paper-code"
     frozen_damping: ClassVar[bool] = True
 
-    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
+    def weight(self, io: Product, scale: float, dtype: torch.dtype, generator: torch.Generator) -> PerSampleGradients:
         factor = super().weight(io, scale, dtype, generator)
-        assert isinstance(factor, SketchedFactor)
+        assert isinstance(factor, SketchedGradients)
         return as_released(factor)
 
 
@@ -70,14 +70,14 @@ class PaperCode(Estimator):
     rows: int = ROWS
     explicit_limit: int | None = PAPER_LIMIT
 
-    def forms(self, size: Size) -> Sequence[Form]:
+    def forms(self, shape: Shape) -> Sequence[Form]:
         limit = self.explicit_limit
-        if size.kind == "product" and limit is not None and size.p > limit:
+        if shape.kind == "product" and limit is not None and shape.p > limit:
             return (ReleasedLowRank(self.rank, self.rows),)
-        return ReleasedRows(rows=self.rows).forms(size)
+        return ReleasedRows(rows=self.rows).forms(shape)
 
-    def choose(self, size: Size, price: Callable[[Form], Choice], interval: int) -> Choice:
-        (form,) = self.forms(size)
+    def choose(self, shape: Shape, price: Callable[[Form], Choice], interval: int) -> Choice:
+        (form,) = self.forms(shape)
         return replace(price(form), reason="asked for")
 
     def passthrough_scale(self, damping: float, power: float) -> float:

@@ -7,10 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from ..factors import Factor, explicit, sketch_rows
-from ..sizes import Size
+from ..per_sample import LayerGradients, PerSampleGradients, Shape, sketch_rows
 from ..sketch import sketch_bytes
-from ..types import LayerIO, Lookup
 from .base import MEMORY_BOUND, ROWS, Cost, Form
 
 
@@ -40,16 +38,17 @@ class Sketched(Form):
     rows: int = ROWS
     tolerance: float = 0.0
 
-    def cost(self, size: Size) -> Cost:
-        q = min(self.rows, size.p)
-        form = size.c * size.n * size.s * size.d_in * size.d_out
+    def cost(self, shape: Shape) -> Cost:
+        q = min(self.rows, shape.p)
+        form = shape.c * shape.n * shape.s * shape.d_in * shape.d_out
         return Cost(
-            size.n * (size.p + q) + sketch_bytes(self.sketch, size.p, q) / size.itemsize,
-            2.0 * form + 2.0 * size.n * size.n * q,
-            MEMORY_BOUND * 2.0 * size.n * (size.p + q),
-            size.n,
+            shape.n * (shape.p + q) + sketch_bytes(self.sketch, shape.p, q) / shape.itemsize,
+            2.0 * form + 2.0 * shape.n * shape.n * q,
+            MEMORY_BOUND * 2.0 * shape.n * (shape.p + q),
+            shape.n,
         )
 
-    def build(self, io: LayerIO, scale: float, dtype: torch.dtype, generator: torch.Generator) -> Factor:
-        assert not isinstance(io, Lookup)  # no kind of this form
-        return sketch_rows(explicit(io, scale, dtype), self.sketch, self.rows, generator)
+    def build(
+        self, io: LayerGradients, scale: float, dtype: torch.dtype, generator: torch.Generator
+    ) -> PerSampleGradients:
+        return sketch_rows(io.written_out(scale, dtype), self.sketch, self.rows, generator)

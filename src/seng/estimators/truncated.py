@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..factors import TOLERANCE
-from ..sizes import Size
+from ..per_sample import TOLERANCE, Shape
 from .base import ROWS, Cost
 from .exact import Operator
 from .exact import Rows as RowsForm
@@ -36,6 +35,6 @@ class Truncated(Operator):
     def truncation(self) -> float | None:
         return self.tolerance
 
-    def cost(self, size: Size) -> Cost:
+    def cost(self, shape: Shape) -> Cost:
         """At most min(n, p) columns; how many is known only once the damping is."""
-        return RowsForm().cost(size)
+        return RowsForm().cost(shape)

@@ -52,7 +52,7 @@ def attention(module: nn.Module, call: LayerCall) -> Gradients:
             weights = weights.mean(1) if averaged else weights
             outputs.append((weights, weights_grad.reshape(weights.shape).to(dtype)))
         grads = torch.autograd.grad([y for y, _ in outputs], [*leaves, *extra], [own for _, own in outputs])
-    found = dict(product(context.detach().mT[None], g.mT[None], 1, wanted, *ENDS[0]))
+    found = dict(product(context.detach()[None], g[None], wanted, *ENDS[0]))
     found |= {name: own for name, own in zip(ENDS[1], grads[3:], strict=False) if name in wanted}
     return found | _input_gradients(module, wanted, inputs, list(grads[:3]), alike)
 
@@ -63,14 +63,14 @@ def _input_gradients(
     if not module._qkv_same_embed_dim:
         found: dict[Any, Any] = {}
         for name, x, g in zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), inputs, grads, strict=True):
-            found |= product(x.mT[None], g.mT[None], 1, wanted, name, "")
+            found |= product(x[None], g[None], wanted, name, "")
         return found | {"in_proj_bias": torch.cat([g.sum(1) for g in grads], 1)}
     if alike:
-        a, g = inputs[0].mT[None], torch.cat(grads, 2).mT[None]
+        a, g = inputs[0][None], torch.cat(grads, 2)[None]
     else:  # three groups of rows, the shorter side filled up with positions that contribute nothing
         s = max(x.shape[1] for x in inputs)
-        a, g = (torch.stack([F.pad(x.mT, (0, s - x.shape[1])) for x in side]) for side in (inputs, grads))
-    return dict(product(a, g, 1, wanted, "in_proj_weight", "in_proj_bias"))
+        a, g = (torch.stack([F.pad(x, (0, 0, 0, s - x.shape[1])) for x in side]) for side in (inputs, grads))
+    return dict(product(a, g, wanted, "in_proj_weight", "in_proj_bias"))
 
 
 def _batch_first(module: nn.MultiheadAttention, x: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import CaptureError
-from ..types import LayerIO, Rows
+from ..per_sample import LayerGradients, Rows
 
 Names = tuple[str, ...]  # of parameters, as module.get_parameter() takes them
-Gradients = Mapping[Any, Any]  # str -> Tensor [n, *parameter.shape], or Names -> LayerIO
+Gradients = Mapping[Any, Any]  # str -> Tensor [n, *parameter.shape], or Names -> LayerGradients
 Parts = tuple[Names, ...]
 
 
@@ -106,7 +106,9 @@ def parameter_of(module: nn.Module, name: str) -> Tensor | None:
     return getattr(owner, leaf) if owner._parameters.get(leaf) is not None else None
 
 
-def gradients_of(layer: Layer, module: nn.Module, call: LayerCall, parts: Parts, name: str) -> dict[Names, LayerIO]:
+def gradients_of(
+    layer: Layer, module: nn.Module, call: LayerCall, parts: Parts, name: str
+) -> dict[Names, LayerGradients]:
     """Return what a layer's function gives for one call, one entry a part.
 
     Args:
@@ -121,15 +123,15 @@ def gradients_of(layer: Layer, module: nn.Module, call: LayerCall, parts: Parts,
         UnsupportedCall: The function cannot give the gradients of this call.
     """
     given = layer.function(module, call)
-    found: dict[Names, LayerIO] = {}
+    found: dict[Names, LayerGradients] = {}
     for part in parts:
         if part not in given and not all(key in given for key in part):
             raise CaptureError(
                 "step()", "a layer's function leaves out a parameter", expected=f"per-sample gradients of {part}",
                 got=tuple(given), layer=name, fix="Return them, by the parameters' names",
             )  # fmt: skip
-        io: LayerIO = (
-            given[part] if part in given else Rows(tuple(given[key].reshape(len(given[key]), -1) for key in part))
+        io: LayerGradients = (
+            given[part] if part in given else Rows.of(tuple(given[key].reshape(len(given[key]), -1) for key in part))
         )
         sizes = [attrgetter(key)(module).numel() for key in part]
         if [rows * columns for rows, columns in io.shapes] != sizes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..types import Lookup
+from ..per_sample import Lookup
 from .contract import Gradients, LayerCall
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from ..types import Product, Rows
+from ..per_sample import Lookup
 from .contract import Gradients, Layer, LayerCall, Names, UnsupportedCall
 
 
@@ -73,13 +73,9 @@ def _written_out(given: Gradients, part: Names) -> list[Tensor]:
     if part not in given:
         return [given[key].flatten(1) for key in part]
     io = given[part]
-    if isinstance(io, Rows):
-        return list(io.parts)
-    if not isinstance(io, Product):
+    if isinstance(io, Lookup):
         raise UnsupportedCall("its weight is computed, and gradients of its lookups are not written out")
-    a, g = io.chunk(0, io.n)
-    weight = (g.mT @ a.to(g.dtype)).transpose(0, 1).flatten(1)
-    return [weight, g.sum(2).transpose(0, 1).flatten(1)][: len(part)]
+    return list(io.written_out(1.0, io.dtype).parts)
 
 
 def _chained(module: nn.Module, key: str, rows: Tensor) -> list[Tensor]:

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..types import Product
+from ..per_sample import Product
 from .contract import Gradients, Layer, LayerCall
 from .norm import trailing_rows
 
@@ -32,10 +32,10 @@ def input_major_linear(module: nn.Module, call: LayerCall) -> Gradients:
     """Give the gradients of y = x W + b, W [d_in, d_out]: the product's rows belong to the inputs."""
     x, g = call.x, call.g
     n, s = x.shape[0] if x.dim() > 1 else 1, x.shape[1:-1].numel()
-    x, g = x.reshape(n, s, x.shape[-1]), g.reshape(n, s, g.shape[-1])
-    found: dict[Any, Any] = {"bias": g.sum(1)} if "bias" in call.wanted else {}
+    x, g = x.reshape(1, n, s, x.shape[-1]), g.reshape(1, n, s, g.shape[-1])
+    found: dict[Any, Any] = {"bias": g[0].sum(1)} if "bias" in call.wanted else {}
     if "weight" in call.wanted:
-        found["weight",] = Product(g.mT[None], x.mT[None])
+        found["weight",] = Product(g, x)
     return found
 
 

@@ -72,7 +72,7 @@ def recurrent(module: nn.Module, call: LayerCall) -> Gradients:
     for run in runs:
         own, found = found[: len(run.leaves)], found[len(run.leaves) :]
         for (side, weight, bias), g in zip(run.sides, own, strict=True):
-            given |= product(_columns(side.detach()), _columns(g), 1, call.wanted, weight, bias)
+            given |= product(side.detach().transpose(0, 1)[None], g.transpose(0, 1)[None], call.wanted, weight, bias)
     return given
 
 
@@ -156,8 +156,3 @@ def _initial(module: nn.RNNBase, call: LayerCall, x: Tensor, single: bool) -> St
     count = module.num_layers * len(_directions(module))
     sizes = [module.proj_size or module.hidden_size, *([module.hidden_size] if isinstance(module, nn.LSTM) else [])]
     return tuple(x.new_zeros(count, x.shape[1], size) for size in sizes)
-
-
-def _columns(x: Tensor) -> Tensor:
-    """Return [1, n, d, s] of [s, n, d]."""
-    return x.permute(1, 2, 0)[None]

@@ -9,31 +9,31 @@ from functools import partial
 from ..config import Options
 from ..errors import MemoryBudgetError
 from ..estimators import Choice, Estimator, Exact, Form, Operator, Truncated
-from ..sizes import Size
+from ..per_sample import Shape
 from ..solve import CholeskyState, DirectState, EigenState, SolveState
 
 CAPTURED = Operator()
 
 
-def choose_block(size: Size, options: Options, step: int) -> Choice:
+def choose_block(shape: Shape, options: Options, step: int) -> Choice:
     """Return the form that the estimator chooses, with its costs; what it does not take is kept exactly."""
-    price = partial(priced, size=size, options=options, step=step)
-    if size.members:
+    price = partial(priced, shape=shape, options=options, step=step)
+    if shape.members:
         return replace(price(CAPTURED), reason="modules share a parameter")
-    choice = _estimator(size, options).choose(size, price, options.interval_at(step))
+    choice = _estimator(shape, options).choose(shape, price, options.interval_at(step))
     if options.ema > 0:  # merged curvature is kept as columns, whatever each batch gives
         held = price(Truncated())
         return replace(choice, nbytes=held.nbytes, apply_flops=held.apply_flops, reason="columns of a moving average")
     return choice
 
 
-def priced(form: Form, size: Size, options: Options, step: int) -> Choice:
+def priced(form: Form, shape: Shape, options: Options, step: int) -> Choice:
     """Return what it costs to keep a block in a form."""
-    cost, solver = form.cost(size), solver_for(form, options, step)
+    cost, solver = form.cost(shape), solver_for(form, options, step)
     squares = cost.columns**2
     return Choice(
         form, solver,
-        nbytes=int((cost.elements + squares) * size.itemsize),
+        nbytes=int((cost.elements + squares) * shape.itemsize),
         refresh_flops=cost.gram + solver.flops * cost.columns**3,
         apply_flops=cost.apply + 4.0 * squares,
     )  # fmt: skip
@@ -52,18 +52,18 @@ def solver_for(form: Form, options: Options, step: int) -> type[SolveState]:
     return CholeskyState if options.power == 1.0 and steady else EigenState
 
 
-def _estimator(size: Size, options: Options) -> Estimator:
-    return options.estimator if options.estimator.forms(size) else Exact()
+def _estimator(shape: Shape, options: Options) -> Estimator:
+    return options.estimator if options.estimator.forms(shape) else Exact()
 
 
-def _reweighted(size: Size, options: Options, step: int) -> Choice:
+def _reweighted(shape: Shape, options: Options, step: int) -> Choice:
     """Return the cost of a layer whose direction takes the place of the weight gradient, which backward leaves out."""
-    kept = priced(CAPTURED, size, options, step)
-    return replace(kept, apply_flops=4.0 * size.n**2, reason="takes the place of the weight gradient")
+    kept = priced(CAPTURED, shape, options, step)
+    return replace(kept, apply_flops=4.0 * shape.n**2, reason="takes the place of the weight gradient")
 
 
 def choose_all(
-    sizes: Mapping[str, Size], options: Options, step: int, call: str, reweighted: Collection[str] = ()
+    shapes: Mapping[str, Shape], options: Options, step: int, call: str, reweighted: Collection[str] = ()
 ) -> dict[str, Choice]:
     """Return a choice for every block, within the memory budget where there is one.
 
@@ -74,8 +74,8 @@ def choose_all(
         MemoryBudgetError: Even the smallest forms need more.
     """
     choices = {
-        name: _reweighted(size, options, step) if name in reweighted else choose_block(size, options, step)
-        for name, size in sizes.items()
+        name: _reweighted(shape, options, step) if name in reweighted else choose_block(shape, options, step)
+        for name, shape in shapes.items()
     }
     budget = options.memory_budget
     if budget is None:
@@ -84,7 +84,7 @@ def choose_all(
     for name in sorted(movable, key=lambda name: -choices[name].nbytes):
         if total_bytes(choices) <= budget:
             break
-        smaller = _smallest(sizes[name], options, step, choices[name])
+        smaller = _smallest(shapes[name], options, step, choices[name])
         choices[name] = smaller if smaller.nbytes < choices[name].nbytes else choices[name]
     if total_bytes(choices) > budget:
         largest = max(choices, key=lambda name: choices[name].nbytes)
@@ -100,8 +100,8 @@ def total_bytes(choices: Mapping[str, Choice]) -> int:
     return sum(choice.nbytes for choice in choices.values())
 
 
-def _smallest(size: Size, options: Options, step: int, current: Choice) -> Choice:
-    if size.members or options.ema > 0:
+def _smallest(shape: Shape, options: Options, step: int, current: Choice) -> Choice:
+    if shape.members or options.ema > 0:
         return current
-    forms = [priced(form, size, options, step) for form in _estimator(size, options).smaller(size)]
+    forms = [priced(form, shape, options, step) for form in _estimator(shape, options).smaller(shape)]
     return replace(min(forms, key=lambda form: form.nbytes), reason="to fit the memory budget")

@@ -12,10 +12,10 @@ from ..config import Options
 from ..curvature import member_io
 from ..distributed import STRATEGIES
 from ..distributed.communicator import Communicator
-from ..distributed.parcels import Census, frame_of
 from ..distributed.plan import Rates
 from ..distributed.ranks import Ranks
 from ..grouping import lay_out
+from ..refreshing.census import Census
 from ..refreshing.proposals import overhead, propose
 from ..wrappers import unwrap
 from .network import Forecast, Machine, Network, forecast, plain
@@ -61,12 +61,12 @@ def forecasts(
     layout = lay_out(unwrap(model, "forecasts()"), chosen, "forecasts()")
     layers = captured_shapes(model, inputs, layout)
     members = {name: own for name, block in layout.blocks.items() if (own := member_io(block, layers))}
-    frames = {name: {k: frame_of(io) for k, io in own.items()} for name, own in members.items()}
+    shapes = {name: {k: io.shape for k, io in own.items()} for name, own in members.items()}
     samples = next(io.n for own in members.values() for io in own.values())
     gradient = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     found: list[Forecast] = []
     for world in ranks:
-        census = Census((samples,) * world, (frames,) * world)
+        census = Census((samples,) * world, (shapes,) * world)
         machine = Machine(seconds, gradient, flops, step_flops or flops)
         found.append(plain(world, machine, network))
         for strategy in on_paper(world, chosen, Rates(flops, network.bandwidth)):

@@ -15,7 +15,7 @@ from ..distributed import require_strategy
 from ..errors import OrderError
 from ..estimators import Choice
 from ..grouping import lay_out
-from ..sizes import Size
+from ..per_sample import Shape
 from ..wrappers import unwrap
 from .choice import choose_all
 from .shapes import captured_shapes
@@ -40,7 +40,7 @@ class PlanRow:
 
     name: str
     layer: str
-    size: Size
+    size: Shape
     choice: Choice
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class PlanRow:
             "name": self.name,
             "layer": self.layer,
             "kind": size.kind,
-            "shape": size.shape,
+            "shape": str(size),
             "dimensions": dimensions,
             "parameters": size.p,
             "estimator": choice.form.name,
@@ -110,7 +110,7 @@ class Plan:
             (
                 row.name,
                 row.layer,
-                row.size.shape,
+                str(row.size),
                 f"{row.size.p:,}",
                 row.choice.form.name,
                 f"{row.choice.nbytes / 2**20:,.2f}",
@@ -176,8 +176,8 @@ def plan(
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
     sizes = {
-        name: Size.of_block(
-            [io for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded, block.tied
+        name: Shape.of_block(
+            [io.shape for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded, block.tied
         )
         for name, block in layout.blocks.items()
         if any(entry.name in layers for entry, _ in block.members)

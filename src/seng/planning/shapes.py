@@ -14,12 +14,12 @@ from ..blocks import Layout
 from ..capture import Watched
 from ..errors import OptionError
 from ..layers import Bare, LayerCall, UnsupportedCall, gradients_of
-from ..types import LayerIO, join_uses
+from ..per_sample import LayerGradients, join_uses
 
 
-def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerIO]:
+def captured_shapes(model: nn.Module, inputs: Any, layout: Layout) -> dict[str, LayerGradients]:
     """Run the model once and return what each part of a layer would give, zeros in place of output gradients."""
-    captured: dict[str, list[LayerIO]] = {}
+    captured: dict[str, list[LayerGradients]] = {}
 
     def hook_for(entry: Watched) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

@@ -10,13 +10,13 @@ from ..blocks import Block
 from ..config import Options
 from ..curvature import BlockParts, Pool, in_place
 from ..distributed import Strategy
-from ..distributed.parcels import Census, tensors_of
 from ..estimators import Choice
+from ..per_sample import LayerGradients
 from ..sketch import generator_for
-from ..types import LayerIO
-from .forms import form_of, framed, parts_in_form, pooled, received, rounded, specs_of
+from .census import Census
+from .forms import form_of, parcel, parts_in_form, pooled, received, rounded, specs_of
 
-Members = dict[str, dict[int, LayerIO]]  # what each block's members captured
+Members = dict[str, dict[int, LayerGradients]]  # what each block's members captured
 
 
 class Incoming:
@@ -72,7 +72,7 @@ def exchange(
             continue
         choice = choices[name]
         form = form_of(block, everyones, choice, options.positions)
-        frames[name] = [rounded(framed(block, theirs, form, choice), strategy.wire_dtype) for theirs in everyones]
+        frames[name] = [rounded(parcel(block, theirs, form, choice), strategy.wire_dtype) for theirs in everyones]
         specs[name] = [specs_of(block, theirs) for theirs in frames[name]]
         own[name] = _maker(block, members.pop(name, {}), form, choice, options.seed, step)
     arriving = strategy.exchange(own, specs) if specs else None
@@ -88,17 +88,17 @@ def exchange(
     shared = {name for name in arrived if strategy.pooled and name not in strategy.plan.apart}
     alone, refreshed = (
         (arrived - shared) | (set(members) - set(specs)),
-        {name for own in census.frames for name in own},
+        {name for own in census.shapes for name in own},
     )
     return Incoming(census.samples, alone, shared, take, strategy, refreshed)
 
 
 def _maker(
-    block: Block, own: Mapping[int, LayerIO], form: str, choice: Choice, seed: int, step: int
+    block: Block, own: Mapping[int, LayerGradients], form: str, choice: Choice, seed: int, step: int
 ) -> Callable[[], list[Tensor]]:
     def make() -> list[Tensor]:
         generator = generator_for(seed, step, block.name)
         parts = parts_in_form(block, own, form, choice, generator)
-        return [tensor for io, _ in parts for tensor in tensors_of(io)]
+        return [tensor for io, _ in parts for tensor in io.tensors]
 
     return make

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from ..blocks import Block, Layout
 from ..config import Options
 from ..distributed import Load, Plan, Strategy
-from ..distributed.parcels import NUMBERS, Census, shape_only
 from ..distributed.wire import parcel_bytes
 from ..estimators import Choice
 from ..gradient_check import COLUMNS
+from ..per_sample import Shape
+from ..per_sample.shape import NUMBERS
 from ..planning.choice import choose_all
-from ..sizes import Size
-from .forms import LOW_RANK, form_of, framed, rounded, specs_of, widths
+from .census import Census
+from .forms import LOW_RANK, form_of, parcel, rounded, specs_of
 from .reach import bounds_passing
 from .solutions import message_length
 
@@ -73,15 +74,15 @@ def propose(
 def _choose(
     layout: Layout, options: Options, strategy: Strategy, census: Census, step: int, reweighted: Collection[str]
 ) -> dict[str, Choice]:
-    sizes = {}
+    found = {}
     for name, block in layout.blocks.items():
-        frames = census.joined(name, strategy.pooled)
-        if frames:
-            ios = [shape_only(frame, widths(block, block.members[k][1])) for k, frame in sorted(frames.items())]
-            sizes[name] = Size.of_block(ios, block.compute_dtype.itemsize, options.expanded, block.tied)
+        shapes = census.joined(name, strategy.pooled)
+        if shapes:
+            own = [shapes[k] for k in sorted(shapes)]
+            found[name] = Shape.of_block(own, block.compute_dtype.itemsize, options.expanded, block.tied)
     if options.memory_budget is not None and strategy.pooled:  # each rank holds its share
         options = options.with_(memory_budget=options.memory_budget * strategy.world)
-    return choose_all(sizes, options, step, "step()", reweighted) if sizes else {}
+    return choose_all(found, options, step, "step()", reweighted) if found else {}
 
 
 def _loads(
@@ -112,11 +113,11 @@ def _load(
     strategy: Strategy,
     travelling: Load,
 ) -> Load:
-    frames, looks_up = census.of(block.name), census.looks_up(block.name)
-    sizes = {id(own): own for own in frames}  # ranks with samples of the same shapes send the same
-    sent = {key: rounded(framed(block, own, form, choice), strategy.wire_dtype) for key, own in sizes.items()}
+    shapes, looks_up = census.of(block.name), census.looks_up(block.name)
+    sizes = {id(own): own for own in shapes}  # ranks with samples of the same shapes send the same
+    sent = {key: rounded(parcel(block, own, form, choice), strategy.wire_dtype) for key, own in sizes.items()}
     nbytes = {key: parcel_bytes(specs_of(block, own)) for key, own in sent.items()}
-    counts = tuple(max((frame.n for frame in own.values()), default=0) for own in frames)
+    counts = tuple(max((shape.n for shape in own.values()), default=0) for own in shapes)
     n, dtype = sum(counts), block.compute_dtype
     if not looks_up:
         n = choice.form.columns(n, sum(p.numel() for p in block.parameters))
@@ -126,7 +127,7 @@ def _load(
         refresh_flops=choice.refresh_flops,
         apply_flops=choice.apply_flops,
         held=choice.nbytes,
-        parcels=tuple(nbytes[id(own)] for own in frames),
+        parcels=tuple(nbytes[id(own)] for own in shapes),
         columns=counts,
         itemsize=dtype.itemsize,
         solution=parcel_bytes([((message,), dtype)]),

@@ -9,9 +9,9 @@ from typing import Any
 from ..blocks import Layout
 from ..curvature import BlockParts, Curvature, Pool, factor_of, refresh
 from ..direction import solve_rows
-from ..distributed.parcels import Census
 from ..errors import BatchError, OrderError
 from ..solve import FactorisationError
+from .census import Census
 from .incoming import Incoming, Members, exchange
 from .moving import Standing, fit_together
 from .reach import Reach
@@ -82,7 +82,7 @@ class Refreshes:
             if sharing.strategy.rank in short:
                 members.clear()
                 self._put_off(rows[sharing.strategy.rank], alone=True)
-        self._count_unused({name for own in census.frames for name in own} | set(refused))
+        self._count_unused({name for own in census.shapes for name in own} | set(refused))
         blocks, strategy = self.layout.blocks, sharing.strategy
         return Refresh(self, exchange(blocks, options, strategy, sharing.choices, census, members, step), step)
 

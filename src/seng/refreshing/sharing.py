@@ -8,9 +8,9 @@ from ..blocks import Layout
 from ..config import Options
 from ..curvature import Curvature
 from ..distributed import Plan, Strategy, cheapest, strategy_for
-from ..distributed.parcels import Census
 from ..errors import MemoryBudgetError
 from ..estimators import Choice
+from .census import Census
 from .moving import Move, Place, move_one
 from .proposals import entries_of, propose
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..blocks import Layout
 from ..distributed import Strategy
-from ..factors import Factor
 from ..gradients import BlockGradients
+from ..per_sample import PerSampleGradients
 
-Carriers = tuple[Factor | None, ...]  # by rank: U as far as U z needs it; None where a rank has no samples
+Carriers = tuple[PerSampleGradients | None, ...]  # by rank: U as far as U z needs it; None where a rank has no samples
 
 
 class ThinCorrections:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..estimators import ESTIMATORS, Estimator, Form
-from ..sizes import Size
+from ..per_sample import LayerGradients, Lookup, Product, Rows
 from ..sketch import Identity, draw
-from ..types import LayerIO, Lookup, Product, Rows
 from .agreement import EXACT, check_direction, check_rows, relative_error
 from .cases import LAYER_CASES, Inputs
 from .oracle import samples_dimension
@@ -130,7 +129,7 @@ def check_estimator(estimator: str | Estimator, *, tolerance: float = EXACT, **o
     """Assert the laws of an estimator where nothing is lost.
 
     At full rank and with as many rows as parameters each of its forms has F = U U^T, obeys the laws of
-    ``seng.factors.Factor``, and gives the oracle's direction on a model with layers of every kind.
+    ``seng.per_sample.PerSampleGradients``, and gives the oracle's direction on a model with layers of every kind.
 
     Args:
         estimator: The estimator, or a name in ``seng.estimators.ESTIMATORS`` for one that loses nothing.
@@ -142,7 +141,7 @@ def check_estimator(estimator: str | Estimator, *, tolerance: float = EXACT, **o
     """
     full = _full(estimator) if isinstance(estimator, str) else estimator
     for io in _captured(torch.Generator().manual_seed(0)):
-        for form in full.forms(Size.of(io)):
+        for form in full.forms(io.shape):
             _check_factor(form, io)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -158,7 +157,7 @@ def _full(name: str) -> Estimator:
     return kind(**{key: value for key, value in {"rows": FULL_ROWS, "rank": FULL_RANK}.items() if key in taken})
 
 
-def _check_factor(form: Form, io: LayerIO) -> None:
+def _check_factor(form: Form, io: LayerGradients) -> None:
     u = _columns(io)
     factor = form.build(io, 2.0, torch.float64, torch.Generator().manual_seed(0))
     dense, call = factor.to_dense(), f"check_estimator: {form.name} of {type(io).__name__}"
@@ -182,30 +181,31 @@ def _check_factor(form: Form, io: LayerIO) -> None:
     _require(factor.nbytes() > 0, call, "nbytes() counts nothing")
 
 
-def _captured(generator: torch.Generator) -> Iterator[LayerIO]:
+def _captured(generator: torch.Generator) -> Iterator[LayerGradients]:
     """Products with one and many positions, with and without groups and bias; a lookup; rows."""
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     for c, s, d_in, d_out, bias in [(1, 1, 4, 3, True), (1, 6, 2, 4, False), (2, 3, 3, 2, True), (1, 9, 3, 2, True)]:
-        yield Product(random(c, 5, d_in, s), random(c, 5, d_out, s), 1, bias)
+        yield Product(random(c, 5, s, d_in), random(c, 5, s, d_out), bias)
     yield Lookup(torch.randint(4, (5, 6), generator=generator), random(5, 6, 3), 7)
-    yield Rows((random(5, 4), random(5, 2)))
+    yield Rows.of((random(5, 4), random(5, 2)))
 
 
-def _columns(io: LayerIO) -> Tensor:
+def _columns(io: LayerGradients) -> Tensor:
     """Return U [p, n] written out by its definition."""
     if isinstance(io, Rows):
         return torch.cat(io.parts, 1).T
     if isinstance(io, Lookup):
         rows = io.g.new_zeros(io.n, io.vocabulary, io.g.shape[2])
         for i in range(io.n):
-            for s in range(io.positions):
+            for s in range(io.g.shape[1]):
                 rows[i, io.ids[i, s]] += io.g[i, s]
         return rows.flatten(1).T
-    weight = torch.einsum("cnis,cnos->ncoi", io.a, io.g).flatten(1)
-    bias = io.g.sum(3).transpose(0, 1).flatten(1)
+    assert isinstance(io, Product)
+    weight = torch.einsum("cnsi,cnso->ncoi", io.a, io.g).flatten(1)
+    bias = io.g.sum(2).transpose(0, 1).flatten(1)
     return torch.cat([weight, bias] if io.bias else [weight], 1).T
 
 

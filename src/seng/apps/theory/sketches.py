@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...factors import Combined, Explicit, Factor, Kronecker, Sketched, sketch_rows
+from ...per_sample import Combined, PerSampleGradients, Product, Rows, Sketched, sketch_rows
 from ...sketch import SKETCHES
 
 DTYPE = torch.float64
@@ -58,7 +58,7 @@ class Embedding:
         return self.error / (1 - self.error) * self.share if self.error < 1 else float("inf")
 
 
-def dense_sketch(factor: Factor) -> Float[Tensor, "q p"]:
+def dense_sketch(factor: PerSampleGradients) -> Float[Tensor, "q p"]:
     """Return Omega of a factor as a matrix; the identity where nothing is sketched."""
     if isinstance(factor, Combined):
         return torch.block_diag(*(dense_sketch(term) for term in factor.terms))
@@ -67,13 +67,13 @@ def dense_sketch(factor: Factor) -> Float[Tensor, "q p"]:
         return torch.eye(sum(sizes), dtype=DTYPE)
     if factor.right is None:
         return factor.left(torch.eye(sum(sizes), dtype=DTYPE)).mT
-    assert isinstance(factor.full, Kronecker)
+    assert isinstance(factor.full, Product)
     pairs = ((factor.left, factor.full.g), (factor.right, factor.full.a))
     left, right = (side(torch.eye(x.shape[-1], dtype=DTYPE)).mT for side, x in pairs)
     return torch.block_diag(*[torch.kron(left.contiguous(), right.contiguous())] * len(factor.full.g))
 
 
-def embedding(factor: Factor, g: Float[Tensor, " p"], damping: float) -> Embedding:
+def embedding(factor: PerSampleGradients, g: Float[Tensor, " p"], damping: float) -> Embedding:
     """Return what a factor's sketch does to the space of U and g. Cost: dense algebra; for studies."""
     u, omega = factor.to_dense(), dense_sketch(factor)
     left, values, _ = torch.linalg.svd(torch.cat([u, g[:, None]], 1), full_matrices=False)
@@ -83,7 +83,7 @@ def embedding(factor: Factor, g: Float[Tensor, " p"], damping: float) -> Embeddi
     return Embedding(float(error), top / (top + damping), damping)
 
 
-def direction(factor: Factor, g: Float[Tensor, " p"], damping: float) -> Float[Tensor, " p"]:
+def direction(factor: PerSampleGradients, g: Float[Tensor, " p"], damping: float) -> Float[Tensor, " p"]:
     """Return (g - U b) / lambda with b of the factor's own, sketched system."""
     shapes = [rows * columns for rows, columns in factor.shapes]
     grads = tuple(part.view(shape) for part, shape in zip(g.split(shapes), factor.shapes, strict=True))
@@ -145,7 +145,7 @@ def sketch_study(
         Rows, as plain values.
     """
     u, g = samples(p, n, seed)
-    full = Explicit((u.mT.contiguous(),), ((p, 1),))
+    full = Rows((u.mT.contiguous(),), ((p, 1),))
     absolute = damping * float(u.square().sum()) / n
     exact = direction(full, g, absolute)
     rows = []

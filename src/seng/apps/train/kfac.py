@@ -19,7 +19,7 @@ from ...config import Options
 from ...curvature import member_io
 from ...errors import ModelError
 from ...grouping import lay_out
-from ...types import Product
+from ...per_sample import Product
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHUNK = 32  # samples whose inputs are written out at once
@@ -39,13 +39,13 @@ def factors(io: Product) -> tuple[Float[Tensor, "d_in d_in"], Float[Tensor, "d_o
     Grosse and Martens, "A Kronecker-factored approximate Fisher matrix for convolution layers" (2016).
     """
     width = io.d_in + io.bias
-    inputs, outputs = io.g.new_zeros(width, width), io.g.new_zeros(io.g.shape[2], io.g.shape[2])
+    inputs, outputs = io.g.new_zeros(width, width), io.g.new_zeros(io.g.shape[3], io.g.shape[3])
     for start in range(0, io.n, CHUNK):
         a, g = (part[0].flatten(0, 1) for part in io.chunk(start, start + CHUNK))
         a = torch.cat([a, a.new_ones(len(a), 1)], 1) if io.bias else a
         inputs.addmm_(a.mT, a)
         outputs.addmm_(g.mT, g)
-    return inputs / io.n, outputs * (io.n / io.positions)
+    return inputs / io.n, outputs * (io.n / io.g.shape[2])
 
 
 def damped_inverses(a: Tensor, g: Tensor, damping: float) -> tuple[Tensor, Tensor]:

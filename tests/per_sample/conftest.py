@@ -1,4 +1,4 @@
-"""Chunk sizes for the factors' temporaries."""
+"""Chunk sizes of temporaries."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from importlib import import_module
 
 import pytest
 
-CHUNKED = ("factors.base", "factors.explicit", "factors.lookup", "factors.sketched", "factors.truncated", "linalg.gram")
+CHUNKED = ("base", "product", "lookup", "sketched", "truncated")
 
 
 @pytest.fixture(params=[1, 20, 2**24], ids=["tiny", "small", "whole"])
 def scratch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Let temporaries hold this many elements."""
     for name in CHUNKED:  # by name: the package re-exports functions under the names of its modules
-        monkeypatch.setattr(import_module(f"seng.{name}"), "SCRATCH", request.param)
+        monkeypatch.setattr(import_module(f"seng.per_sample.{name}"), "SCRATCH", request.param)
+    monkeypatch.setattr("seng.linalg.gram.SCRATCH", request.param)
     return request.param

@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from seng.estimators import Operator
-from seng.types import (
-    LayerIO,
+from seng.per_sample import (
+    LayerGradients,
     Lookup,
     Product,
     Rows,
-    expand_positions,
     join_batches,
     join_uses,
-    parameters_of,
 )
 
 ROUNDING = 1e-12  # float64, a few sums
@@ -28,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def product(n: int, s: int, seed: int = 0) -> Product:
-    return Product(normal(2, n, 3, s, seed=seed), normal(2, n, 4, s, seed=seed + 1), 1, True)
+    return Product(normal(2, n, s, 3, seed=seed), normal(2, n, s, 4, seed=seed + 1), True)
 
 
 def lookup(n: int, s: int, seed: int = 0) -> Lookup:
@@ -37,14 +35,14 @@ def lookup(n: int, s: int, seed: int = 0) -> Lookup:
 
 
 def rows(n: int, s: int, seed: int = 0) -> Rows:
-    return Rows((normal(n, 4, seed=seed), normal(n, 2, seed=seed + 1)))
+    return Rows.of((normal(n, 4, seed=seed), normal(n, 2, seed=seed + 1)))
 
 
 KINDS = {"product": product, "lookup": lookup, "rows": rows}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def columns(io: LayerIO) -> Tensor:
+def columns(io: LayerGradients) -> Tensor:
     return Operator().build(io, 1.0, torch.float64, torch.Generator()).to_dense()
 
 
@@ -72,40 +70,42 @@ def test_one_use_or_batch_is_itself(kind: str) -> None:
 @each_kind
 def test_sizes_are_those_of_the_columns(kind: str) -> None:
     io = KINDS[kind](5, 3)
-    assert columns(io).shape == (parameters_of(io), 5)
+    assert columns(io).shape == (sum(rows * width for rows, width in io.shapes), 5)
     assert io.dtype == torch.float64
-    assert io.positions == (1 if kind == "rows" else 3)
+    assert io.shape.s == (1 if kind == "rows" else 3)
 
 
-def test_features_may_have_several_axes() -> None:
+def test_patches_are_positions_by_features() -> None:
     plain = product(4, 6)
-    folded = Product(plain.a.view(2, 4, 3, 1, 2, 3), plain.g, 2, True)
+    folded = Product(plain.a.view(2, 4, 2, 3, 3, 1, 1), plain.g, True)
     assert folded.d_in == 3
+    assert torch.equal(folded.inputs(), plain.a)
+    assert torch.equal(folded.inputs(torch.tensor([2, 0])), plain.a[..., [2, 0]])
     assert torch.equal(columns(folded), columns(plain))
 
 
 @pytest.mark.parametrize("kind", ["product", "lookup"])
 def test_expanded_positions_are_samples(kind: str) -> None:
     io = KINDS[kind](4, 3)
-    expanded, total = expand_positions(io, 100, torch.Generator())
+    expanded, total = io.expanded(100, torch.Generator())
     assert total == expanded.n == 12
-    assert expanded.positions == 1
+    assert expanded.shape.s == 1
     by_sample = columns(expanded).view(-1, 4, 3).sum(2)
     torch.testing.assert_close(by_sample, columns(io), rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_rows_have_no_positions_to_expand() -> None:
     io = rows(4, 1)
-    assert expand_positions(io, 2, torch.Generator()) == (io, 4)
+    assert io.expanded(2, torch.Generator()) == (io, 4)
 
 
 @pytest.mark.parametrize("kind", ["product", "lookup"])
 def test_drawn_positions_keep_the_fisher_in_the_mean(kind: str) -> None:
     io = KINDS[kind](3, 2)
-    whole = columns(expand_positions(io, 100, torch.Generator())[0])
+    whole = columns(io.expanded(100, torch.Generator())[0])
     generator, fishers = torch.Generator().manual_seed(0), []
     for _ in range(DRAWS):
-        drawn, total = expand_positions(io, 4, generator)
+        drawn, total = io.expanded(4, generator)
         u = columns(drawn)
         assert (drawn.n, total) == (4, 6)
         fishers.append(u @ u.T)

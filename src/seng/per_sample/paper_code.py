@@ -9,10 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..sketch import Identity, Sampling, Sketch
-from ..types import Grads
-from .base import Factor
-from .explicit import Explicit
-from .kronecker import Kronecker
+from .base import Grads, PerSampleGradients
+from .product import Product
+from .rows import Rows
 from .sketched import Sketched
 
 
@@ -30,16 +29,16 @@ class PaperCode(Sketched):
     def frozen_damping(self) -> bool:
         return True
 
-    def carrier(self) -> Factor:
+    def carrier(self) -> PerSampleGradients:
         return self  # its products are not those of ``full``
 
     @property
-    def unsketched(self) -> Factor:
+    def unsketched(self) -> PerSampleGradients:
         return self.full
 
     def add_rmv_(self, v: Grads, c: Float[Tensor, " n"], beta: float = 1.0) -> None:
         """Leave beta v + (sum_i sqrt|c_i| g_i)(sum_j c_j a_j / sum_k sqrt|c_k|)^T in v, for implicit layers."""
-        if not isinstance(self.full, Kronecker):
+        if not isinstance(self.full, Product):
             return self.full.add_rmv_(v, c, beta)
         root = c.abs().sqrt()
         left = torch.einsum("n,cnrd->crd", root, self.full.g)
@@ -52,12 +51,11 @@ class PaperCode(Sketched):
 def as_released(factor: Sketched) -> PaperCode:
     """Turn an unbiased row-sampled factor into the released, biased one."""
     left, right = _square(factor.left), None if factor.right is None else _square(factor.right)
-    small: Factor
-    if isinstance(factor.full, Explicit):
-        rows = left(torch.cat(factor.full.parts, 1))
-        small = Explicit((rows,), ((rows.shape[1], 1),))
+    small: PerSampleGradients
+    if isinstance(factor.full, Rows):
+        small = Rows.of((left(torch.cat(factor.full.parts, 1)),))
     else:
-        assert isinstance(factor.full, Kronecker)
+        assert isinstance(factor.full, Product)
         assert right is not None
         small = replace(factor.full, a=right(factor.full.a), g=left(factor.full.g))
     return PaperCode(factor.full, small, left, right)

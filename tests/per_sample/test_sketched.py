@@ -6,12 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from seng.factors import Combined, Explicit, Factor, Kronecker, Sketched
-from seng.factors.explicit import explicit
-from seng.factors.kronecker import kronecker
-from seng.factors.sketched import low_rank, sketch_rows, sketch_sides
+from seng.per_sample import Combined, PerSampleGradients, Product, Rows, Sketched
+from seng.per_sample.sketched import low_rank, sketch_rows, sketch_sides
 from seng.sketch import SKETCHES
-from seng.types import Product
 
 from ..sketch.unbiased import is_unbiased
 from .samples import FULL, assert_near, build_factor, dense_columns, flat, form, generator, normal, product, vector
@@ -25,7 +22,7 @@ def omega(factor: Sketched) -> Tensor:
     """The sketch as a matrix on flattened gradients, from the factor's own sides."""
     if factor.right is None:
         return factor.left(torch.eye(sum(r * c for r, c in factor.shapes), dtype=torch.float64)).T
-    assert isinstance(factor.full, Kronecker)
+    assert isinstance(factor.full, Product)
     groups, d_in = factor.full.a.shape[0], factor.full.a.shape[3]
     left = factor.left(torch.eye(factor.full.g.shape[3], dtype=torch.float64)).T.contiguous()
     right = factor.right(torch.eye(d_in, dtype=torch.float64)).T.contiguous()
@@ -34,8 +31,8 @@ def omega(factor: Sketched) -> Tensor:
 
 def build(kind: str, sketch: str, io: Product, size: int) -> Sketched:
     if kind == "rows":
-        return sketch_rows(explicit(io, 1.3, torch.float64), sketch, size, generator(3))
-    return sketch_sides(kronecker(io, 1.3, torch.float64), sketch, size, generator(3))
+        return sketch_rows(io.written_out(1.3, torch.float64), sketch, size, generator(3))
+    return sketch_sides(io.held(1.3, torch.float64), sketch, size, generator(3))
 
 
 @every_sketch
@@ -58,10 +55,10 @@ def test_sketched_factor_obeys_its_laws(sketch: str, groups: int, kind: str) -> 
 def test_sketched_gram_of_a_layer_is_unbiased(sketch: str, kind: str) -> None:
     io = product(n=3, s=2, d_in=6, d_out=5, bias=False)
     u = dense_columns(io, 1.0)
-    full = explicit(io, 1.0, torch.float64) if kind == "rows" else kronecker(io, 1.0, torch.float64)
+    full = io.written_out(1.0, torch.float64) if kind == "rows" else io.held(1.0, torch.float64)
 
     def gram(draws: torch.Generator) -> Tensor:
-        if isinstance(full, Explicit):
+        if isinstance(full, Rows):
             return sketch_rows(full, sketch, 6, draws).gram()
         return sketch_sides(full, sketch, 3, draws).gram()
 
@@ -70,12 +67,12 @@ def test_sketched_gram_of_a_layer_is_unbiased(sketch: str, kind: str) -> None:
 
 def test_two_sided_check_rejects_one_draw_used_for_both_sides() -> None:
     io = product(n=3, s=1, d_in=6, d_out=6, bias=False)
-    io = Product(io.a, io.a.reshape(1, 3, 6, 1), 1, False)  # rows and columns alike: a shared draw shows
-    full, u = kronecker(io, 1.0, torch.float64), dense_columns(io, 1.0)
+    io = Product(io.a, io.a)  # rows and columns alike: a shared draw shows
+    full, u = io.held(1.0, torch.float64), dense_columns(io, 1.0)
 
     def gram(draws: torch.Generator) -> Tensor:
         side = SKETCHES["uniform"](6, 3, draws, torch.ones(6))
-        return Kronecker(side(full.a), side(full.g), False, 1.0).gram()
+        return Product(side(full.a), side(full.g), False, 1.0).gram()
 
     assert not is_unbiased(gram, u.T @ u)
 
@@ -111,7 +108,7 @@ def test_implicit_keeps_the_bias_exact() -> None:
 
 @pytest.mark.parametrize("scratch_elements", [1, 2**24])
 def test_low_rank_columns_are_near_the_best(scratch_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seng.factors.sketched.SCRATCH", scratch_elements)
+    monkeypatch.setattr("seng.per_sample.sketched.SCRATCH", scratch_elements)
     io = product(n=6, s=20, d_in=12, d_out=12, groups=2, bias=False)
     low = low_rank(io, 3, 1.0, torch.float64, generator())
     full = dense_columns(io, 1.0).T.reshape(6 * 2, 12, 12)
@@ -124,6 +121,6 @@ def test_low_rank_columns_are_near_the_best(scratch_elements: int, monkeypatch: 
 def test_low_rank_is_an_error_only_where_rank_is_cut() -> None:
     io = product(n=6, s=2, d_in=12, d_out=12)
     for rank, exact in ((1, False), (2, True), (FULL, True)):
-        factor: Factor = build_factor(io, form("implicit", rank=rank))
+        factor: PerSampleGradients = build_factor(io, form("implicit", rank=rank))
         same = bool((factor.to_dense() - dense_columns(io, 1.0)).abs().max() < 1e-9)
         assert same is exact

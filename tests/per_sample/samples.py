@@ -9,9 +9,7 @@ from torch import Tensor
 from seng.estimators import Form, LowRank, Operator, Sketched, Truncated
 from seng.estimators import Rows as RowsForm
 from seng.estimators.paper_code import ReleasedLowRank, ReleasedRows
-from seng.factors import Factor
-from seng.sizes import Size
-from seng.types import Grads, LayerIO, Lookup, Product, Rows
+from seng.per_sample import Grads, LayerGradients, Lookup, PerSampleGradients, Product, Rows
 
 ROUNDING = 1e-11  # float64: sums of at most a few thousand products of normal numbers, relative to the largest
 FULL = 10_000  # rank and sketch size that leave nothing out
@@ -26,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def product(n: int = 5, s: int = 3, d_in: int = 4, d_out: int = 2, groups: int = 1, bias: bool = True) -> Product:
-    return Product(normal(groups, n, d_in, s), normal(groups, n, d_out, s, seed=1), 1, bias)
+    return Product(normal(groups, n, s, d_in), normal(groups, n, s, d_out, seed=1), bias)
 
 
 def lookup_io(n: int = 5, s: int = 3, d: int = 2, vocabulary: int = 7) -> Lookup:
@@ -35,10 +33,10 @@ def lookup_io(n: int = 5, s: int = 3, d: int = 2, vocabulary: int = 7) -> Lookup
 
 
 def rows_io(n: int = 5, sizes: tuple[int, ...] = (4, 4)) -> Rows:
-    return Rows(tuple(normal(n, size, seed=k) for k, size in enumerate(sizes)))
+    return Rows.of(tuple(normal(n, size, seed=k) for k, size in enumerate(sizes)))
 
 
-def layer_ios() -> st.SearchStrategy[LayerIO]:
+def layer_ios() -> st.SearchStrategy[LayerGradients]:
     few = st.integers(1, 4)
     return st.one_of(
         st.builds(product, st.integers(1, 7), few, few, few, st.integers(1, 3), st.booleans()),
@@ -47,23 +45,24 @@ def layer_ios() -> st.SearchStrategy[LayerIO]:
     )
 
 
-def dense_columns(io: LayerIO, scale: float) -> Tensor:
+def dense_columns(io: LayerGradients, scale: float) -> Tensor:
     """U [p, n] from the definition: one sample, one position at a time."""
     columns = []
     for i in range(io.n):
         parts = [torch.zeros(shape, dtype=torch.float64) for shape in io.shapes]
         if isinstance(io, Product):
-            for s in range(io.positions):
+            for s in range(io.shape.s):
                 for c in range(len(io.g)):
-                    g, a = io.g[c, i, :, s], io.a.reshape(len(io.g), io.n, io.d_in, -1)[c, i, :, s]
+                    g, a = io.g[c, i, s], io.a[c, i, s]
                     own = slice(c * len(g), (c + 1) * len(g))
                     parts[0][own] += g[:, None] * a[None, :]
                     if io.bias:
                         parts[1][own] += g[:, None]
         elif isinstance(io, Lookup):
-            for s in range(io.positions):
+            for s in range(io.shape.s):
                 parts[0][io.ids[i, s]] += io.g[i, s]
         else:
+            assert isinstance(io, Rows)
             parts = [part[i] for part in io.parts]
         columns.append(torch.cat([part.reshape(-1) for part in parts]))
     return scale * torch.stack(columns, 1)
@@ -85,13 +84,13 @@ def form(name: str, size: int = FULL, rank: int = FULL, sketch: str = "uniform")
     return forms[name]
 
 
-def build_factor(io: LayerIO, how: Form, scale: float = 1.0, seed: int = 0) -> Factor:
+def build_factor(io: LayerGradients, how: Form, scale: float = 1.0, seed: int = 0) -> PerSampleGradients:
     """U in a form, or as it was captured where the form does not take this kind of layer."""
-    taken = how if Size.of(io).kind in how.kinds else Operator()
+    taken = how if io.shape.kind in how.kinds else Operator()
     return taken.build(io, scale, torch.float64, generator(seed))
 
 
-def vector(factor: Factor, seed: int = 5) -> Grads:
+def vector(factor: PerSampleGradients, seed: int = 5) -> Grads:
     """A random vector of length p as the gradients of a block."""
     return tuple(normal(rows, columns, seed=seed + k) for k, (rows, columns) in enumerate(factor.shapes))
 
@@ -106,7 +105,7 @@ def assert_near(got: Tensor, expected: Tensor, tolerance: float = ROUNDING) -> N
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * max(largest, 1e-3))
 
 
-def assert_operator(factor: Factor, u: Tensor) -> None:
+def assert_operator(factor: PerSampleGradients, u: Tensor) -> None:
     """Check every operation of a factor against the matrix U [p, n] that it should be."""
     v, c = vector(factor), normal(factor.n, seed=9)
     assert factor.n == u.shape[1]

@@ -1,4 +1,4 @@
-"""Blocks made of several factors: parameters tied between modules, or a bias kept beside its weight."""
+"""Blocks made of several terms: parameters tied between modules, or a bias kept beside its weight."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..types import Grads, Product
-from .base import Factor
-from .explicit import Explicit
+from .base import Grads, PerSampleGradients
+from .product import Product
+from .rows import Rows
 
 
 @dataclass(frozen=True)
-class Combined(Factor):
-    """Sum of several factors on one set of parameters.
+class Combined(PerSampleGradients):
+    """Sum of several terms on one set of parameters.
 
     Args:
-        terms: Factors with the same number of columns.
+        terms: U of each, with the same number of columns.
         slots: For each term, the positions of its parameters in the block.
         shapes: Canonical shapes of the block's parameters.
     """
 
-    terms: tuple[Factor, ...]
+    terms: tuple[PerSampleGradients, ...]
     slots: tuple[tuple[int, ...], ...]
     shapes: tuple[tuple[int, ...], ...]
 
@@ -54,11 +54,11 @@ class Combined(Factor):
         first, *others = (term.gram() for term in self.terms)
         return sum(others, first)
 
-    def carrier(self) -> Factor:
+    def carrier(self) -> PerSampleGradients:
         return replace(self, terms=tuple(term.carrier() for term in self.terms))
 
     @property
-    def unsketched(self) -> Factor:
+    def unsketched(self) -> PerSampleGradients:
         terms = tuple(term.unsketched for term in self.terms)
         exact = all(term is own for term, own in zip(terms, self.terms, strict=True))
         return self if exact else replace(self, terms=terms)
@@ -75,10 +75,9 @@ class Combined(Factor):
             term.add_rmv_(tuple(v[k] for k in slots), c)
 
 
-def beside_bias(io: Product, weight: Factor, scale: float, dtype: torch.dtype) -> Factor:
+def beside_bias(io: Product, weight: PerSampleGradients, scale: float, dtype: torch.dtype) -> PerSampleGradients:
     """Return U of a layer from that of its weight: its bias, if it has one, is written out beside it."""
     if not io.bias:
         return weight
-    rows = io.g.sum(3, dtype=dtype).transpose(0, 1).reshape(io.n, -1) * scale
-    bias = Explicit((rows,), (io.shapes[1],))
+    bias = Rows((io.bias_rows(scale, dtype),), (io.shapes[1],))
     return Combined((weight, bias), ((0,), (1,)), io.shapes)

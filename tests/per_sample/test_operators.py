@@ -9,19 +9,20 @@ from importlib import import_module
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seng.factors import (
+from seng.per_sample import (
     Combined,
-    Explicit,
-    Factor,
-    Kronecker,
-    LookupFactor,
+    LayerGradients,
+    Lookup,
+    PerSampleGradients,
+    Product,
+    Rows,
     implicit_gram_is_cheaper,
+    join_batches,
+    join_uses,
 )
-from seng.factors.explicit import explicit, thin
-from seng.factors.kronecker import kronecker
-from seng.types import LayerIO, Lookup, Product
 
 from .samples import (
     FORMS,
@@ -40,7 +41,7 @@ from .samples import (
 )
 
 SCALE = 1.7
-IOS: dict[str, Callable[[], LayerIO]] = {
+IOS: dict[str, Callable[[], LayerGradients]] = {
     "one position": lambda: product(s=1),
     "positions": product,
     "without bias": lambda: product(bias=False),
@@ -62,8 +63,16 @@ def test_factor_matches_its_definition(estimator: str, kind: str, scratch: int) 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(io=layer_ios())
-def test_operator_matches_its_definition_for_any_shape(io: LayerIO) -> None:
+def test_operator_matches_its_definition_for_any_shape(io: LayerGradients) -> None:
     assert_operator(build_factor(io, form("operator"), SCALE), dense_columns(io, SCALE))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(io=layer_ios(), again=st.integers(1, 3))
+def test_what_a_layer_gives_is_an_operator_itself(io: LayerGradients, again: int) -> None:
+    assert_operator(io, dense_columns(io, 1.0))
+    assert_operator(join_uses([io] * again), again * dense_columns(io, 1.0))
+    assert_operator(join_batches([io] * again), dense_columns(io, 1.0).repeat(1, again))
 
 
 @pytest.mark.parametrize("kind", IOS)
@@ -79,7 +88,7 @@ def test_rows_keep_the_fisher_on_at_most_p_columns(kind: str, scratch: int) -> N
 
 def test_every_factor_type_is_checked_here() -> None:
     built = {type(build_factor(make(), form(name))) for name in FORMS for make in IOS.values()}
-    ours = {kind for kind in Factor.TYPES.values() if kind.__module__.startswith("seng.")}
+    ours = {kind for kind in PerSampleGradients.TYPES.values() if kind.__module__.startswith("seng.")}
     assert ours == built
 
 
@@ -113,24 +122,24 @@ def test_nbytes_counts_both_sides_of_a_sketch() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_factors_compute_in_the_dtype_asked_for(dtype: torch.dtype) -> None:
     io = product()
-    low = Product(io.a.to(dtype), io.g.to(dtype), 1, True)
-    wide = Product(low.a.double(), low.g.double(), 1, True)
+    low = Product(io.a.to(dtype), io.g.to(dtype), True)
+    wide = Product(low.a.double(), low.g.double(), True)
     for estimator in FORMS:
         factor = build_factor(low, form(estimator))
         exact = build_factor(wide, form(estimator))
         assert_near(factor.to_dense(), exact.to_dense())
 
 
-# -- Kronecker --------------------------------------------------------------------------------------------------------
+# -- Product --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 def test_both_ways_to_a_gram_matrix_agree(groups: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     io = product(n=6, groups=groups, bias=bias)
-    factor, u = kronecker(io, SCALE, torch.float64), dense_columns(io, SCALE)
+    factor, u = io.held(SCALE, torch.float64), dense_columns(io, SCALE)
     for cheaper in (True, False):
-        module = import_module("seng.factors.kronecker")
+        module = import_module("seng.per_sample.product")
         monkeypatch.setattr(module, "implicit_gram_is_cheaper", lambda *_, answer=cheaper: answer)
         assert_near(factor.gram(), u.T @ u)
 
@@ -143,10 +152,10 @@ def test_implicit_gram_is_chosen_where_it_saves() -> None:
 @pytest.fixture
 def always_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the check worth its while for factors of any size."""
-    monkeypatch.setattr(sys.modules["seng.factors.kronecker"], "CHECK_FROM", 0)
+    monkeypatch.setattr(sys.modules["seng.per_sample.product"], "CHECK_FROM", 0)
 
 
-def mean_gradient(factor: Kronecker, alpha: float) -> tuple[torch.Tensor, ...]:
+def mean_gradient(factor: Product, alpha: float) -> tuple[torch.Tensor, ...]:
     return tuple(alpha * x for x in factor.rmv(torch.full((factor.n,), factor.n**-0.5, dtype=torch.float64)))
 
 
@@ -155,7 +164,7 @@ def mean_gradient(factor: Kronecker, alpha: float) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("alpha", [1.0, 0.01, -3.0, 0.0])
 def test_mean_multiple_accepts_multiples_of_the_mean(groups: int, bias: bool, alpha: float) -> None:
-    factor = kronecker(product(n=8, groups=groups, bias=bias), SCALE, torch.float64)
+    factor = product(n=8, groups=groups, bias=bias).held(SCALE, torch.float64)
     found = factor.mean_multiple(mean_gradient(factor, alpha), generator())
     assert found is not None
     assert float(found) == pytest.approx(alpha, rel=1e-12)
@@ -165,7 +174,7 @@ def test_mean_multiple_accepts_multiples_of_the_mean(groups: int, bias: bool, al
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("change", ["weight decay", "one entry", "bias", "other sample", "unrelated"])
 def test_mean_multiple_rejects_anything_else(groups: int, change: str) -> None:
-    factor = kronecker(product(n=8, groups=groups), SCALE, torch.float64)
+    factor = product(n=8, groups=groups).held(SCALE, torch.float64)
     v = mean_gradient(factor, 1.0)
     if change == "weight decay":
         v[0].add_(normal(*v[0].shape, seed=7), alpha=1e-6)
@@ -184,7 +193,7 @@ def test_mean_multiple_rejects_anything_else(groups: int, change: str) -> None:
 
 @pytest.mark.usefixtures("always_checked")
 def test_mean_multiple_rejects_a_mean_of_zero() -> None:
-    factor = Kronecker(torch.ones(1, 4, 1, 3), torch.zeros(1, 4, 1, 2), True, 1.0)
+    factor = Product(torch.ones(1, 4, 1, 3), torch.zeros(1, 4, 1, 2), True, 1.0)
     assert factor.mean_multiple((torch.ones(2, 3), torch.ones(2)), generator()) is None
 
 
@@ -215,7 +224,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("s", [2, 9])
 def test_lookup_never_forms_samples_by_vocabulary(s: int) -> None:
     n, d, vocabulary = 8, 4, 5000
-    factor = LookupFactor(torch.randint(0, vocabulary, (n, s), generator=generator()), normal(n, s, d), vocabulary, 1.0)
+    factor = Lookup(torch.randint(0, vocabulary, (n, s), generator=generator()), normal(n, s, d), vocabulary, 1.0)
     v = vector(factor)
     with LargestTensor() as largest:
         factor.gram()
@@ -231,20 +240,20 @@ def test_lookup_never_forms_samples_by_vocabulary(s: int) -> None:
 def test_lookup_gram_matches_dense_in_both_branches(s: int, vocabulary: int, scratch: int) -> None:
     io = lookup_io(n=6, s=s, vocabulary=vocabulary)
     u = dense_columns(io, SCALE)
-    assert_near(LookupFactor(io.ids, io.g, vocabulary, SCALE).gram(), u.T @ u)
+    assert_near(Lookup(io.ids, io.g, vocabulary, SCALE).gram(), u.T @ u)
 
 
-# -- Explicit ---------------------------------------------------------------------------------------------------------
+# -- Rows ---------------------------------------------------------------------------------------------------------
 
 
 def test_thin_leaves_few_samples_alone() -> None:
-    factor = explicit(product(n=3), SCALE, torch.float64)
-    assert thin(factor) is factor
+    factor = product(n=3).written_out(SCALE, torch.float64)
+    assert factor.thin() is factor
 
 
 def test_from_rows_splits_by_parameter() -> None:
-    factor = explicit(product(), SCALE, torch.float64)
-    again = Explicit.from_rows(torch.cat(factor.parts, 1), factor.shapes)
+    factor = product().written_out(SCALE, torch.float64)
+    again = Rows.split(torch.cat(factor.parts, 1), factor.shapes)
     assert all(torch.equal(x, y) for x, y in zip(factor.parts, again.parts, strict=True))
 
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seng.factors import Combined, Kronecker, PaperCode
-from seng.factors.explicit import explicit
-from seng.factors.kronecker import kronecker
-from seng.factors.paper_code import as_released
-from seng.factors.sketched import sketch_rows, sketch_sides
-from seng.types import Product
+from seng.per_sample import Combined, PaperCode, Product
+from seng.per_sample.paper_code import as_released
+from seng.per_sample.sketched import sketch_rows, sketch_sides
 
 from .samples import (
     assert_near,
@@ -29,7 +26,7 @@ SEVERE = 0.7  # cosine with the true U b below which the outer product is clearl
 
 
 def test_explicit_gram_and_projection_are_too_large_by_the_ratio() -> None:
-    full = explicit(product(n=6, d_in=7, d_out=5, bias=False), 1.0, torch.float64)
+    full = product(n=6, d_in=7, d_out=5, bias=False).written_out(1.0, torch.float64)
     true = sketch_rows(full, "uniform", 14, generator())
     released = as_released(true)
     ratio = 35 / 14
@@ -40,7 +37,7 @@ def test_explicit_gram_and_projection_are_too_large_by_the_ratio() -> None:
 
 
 def test_implicit_gram_and_projection_are_too_large_by_both_ratios() -> None:
-    full = kronecker(product(n=6, d_in=8, d_out=6, bias=False), 1.0, torch.float64)
+    full = product(n=6, d_in=8, d_out=6, bias=False).held(1.0, torch.float64)
     true = sketch_sides(full, "uniform", 4, generator())
     released = as_released(true)
     ratio = (8 / 4) * (6 / 4)
@@ -51,7 +48,7 @@ def test_implicit_gram_and_projection_are_too_large_by_both_ratios() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_implicit_correction_is_an_outer_product_of_two_sums(groups: int) -> None:
-    full = kronecker(product(n=6, d_in=8, d_out=6, groups=groups, bias=False), 1.3, torch.float64)
+    full = product(n=6, d_in=8, d_out=6, groups=groups, bias=False).held(1.3, torch.float64)
     released = as_released(sketch_sides(full, "uniform", 100, generator()))
     b = normal(6, seed=4)
     expected = torch.zeros(groups, 6, 8, dtype=torch.float64)
@@ -67,7 +64,7 @@ def test_implicit_correction_is_an_outer_product_of_two_sums(groups: int) -> Non
 
 
 def test_implicit_correction_points_elsewhere_than_the_true_one() -> None:
-    full = kronecker(product(n=40, s=4, d_in=12, d_out=10, bias=False), 1.0, torch.float64)
+    full = product(n=40, s=4, d_in=12, d_out=10, bias=False).held(1.0, torch.float64)
     released = as_released(sketch_sides(full, "uniform", 100, generator()))
     b = normal(40, seed=4)
     wrong, true = flat(released.rmv(b)), flat(full.rmv(b))
@@ -77,7 +74,7 @@ def test_implicit_correction_points_elsewhere_than_the_true_one() -> None:
 
 
 def test_implicit_correction_of_nothing_is_nothing() -> None:
-    full = kronecker(product(bias=False), 1.0, torch.float64)
+    full = product(bias=False).held(1.0, torch.float64)
     released = as_released(sketch_sides(full, "uniform", 100, generator()))
     assert float(flat(released.rmv(torch.zeros(5, dtype=torch.float64))).abs().sum()) == 0.0
 
@@ -99,8 +96,8 @@ def test_damping_is_frozen(name: str, implicit: bool) -> None:
 
 
 def test_implicit_layers_are_low_rank() -> None:
-    io = Product(normal(1, 4, 9, 9), normal(1, 4, 9, 9, seed=1), 1, False)
+    io = Product(normal(1, 4, 9, 9), normal(1, 4, 9, 9, seed=1))
     factor = build_factor(io, form("paper-code, implicit", rank=2))
     assert isinstance(factor, PaperCode)
-    assert isinstance(factor.full, Kronecker)
+    assert isinstance(factor.full, Product)
     assert factor.full.a.shape == (1, 4, 2, 9)

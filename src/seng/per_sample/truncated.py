@@ -7,19 +7,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..linalg.gram import SCRATCH
-from .base import Factor
-from .explicit import Explicit
+from .base import PerSampleGradients
+from .rows import Rows
 
 TOLERANCE = 1e-3  # by default
 
 
 def truncate(
-    factor: Factor,
+    factor: PerSampleGradients,
     damping: Tensor,
     limit: int | None = None,
     spectrum: tuple[Float[Tensor, " n"], Float[Tensor, "n n"]] | None = None,
     tolerance: float = TOLERANCE,
-) -> tuple[Explicit, Float[Tensor, " k"]]:
+) -> tuple[Rows, Float[Tensor, " k"]]:
     """Keep the eigendirections of F with eigenvalue above tolerance * damping: U ~ [p, k], k columns.
 
     The dropped part changes (F + damping I)^-power by at most the tolerance, relatively. The columns that remain are
@@ -40,8 +40,8 @@ def truncate(
     return combine(factor, vectors[:, first:]), values[first:].clamp(min=0)
 
 
-def combine(factor: Factor, weights: Float[Tensor, "n k"]) -> Explicit:
-    """Return U weights as an explicit factor with k columns, formed by tiles. Cost: n p k and the tiles'."""
+def combine(factor: PerSampleGradients, weights: Float[Tensor, "n k"]) -> Rows:
+    """Return U weights written out, k columns, formed by tiles. Cost: n p k and the tiles'."""
     parts = []
     for slot, (rows, columns) in enumerate(factor.shapes):
         step = max(1, SCRATCH // max(1, factor.n * columns))
@@ -49,14 +49,14 @@ def combine(factor: Factor, weights: Float[Tensor, "n k"]) -> Explicit:
             weights.T @ factor.tile(slot, i, min(rows, i + step)).reshape(factor.n, -1) for i in range(0, rows, step)
         ]
         parts.append(tiles[0] if len(tiles) == 1 else torch.cat(tiles, 1))
-    return Explicit(tuple(parts), factor.shapes)
+    return Rows(tuple(parts), factor.shapes)
 
 
-def merge(old: Explicit, new: Factor, weight: float) -> Explicit:
+def merge(old: Rows, new: PerSampleGradients, weight: float) -> Rows:
     """Return the factor of weight F_old + (1 - weight) F_new: columns side by side, scaled by square roots.
 
     The same merge serves moving averages over time, accumulation and ranks. Memory: p (n_old + n_new).
     """
     fresh = combine(new, torch.eye(new.n, dtype=old.parts[0].dtype, device=old.parts[0].device))
     pairs = zip(old.parts, fresh.parts, strict=True)
-    return Explicit(tuple(torch.cat([a * weight**0.5, b * (1 - weight) ** 0.5]) for a, b in pairs), new.shapes)
+    return Rows(tuple(torch.cat([a * weight**0.5, b * (1 - weight) ** 0.5]) for a, b in pairs), new.shapes)

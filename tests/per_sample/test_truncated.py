@@ -8,22 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seng.factors import Explicit, combine, merge, truncate
-from seng.factors.kronecker import kronecker
-from seng.factors.truncated import TOLERANCE
 from seng.linalg import damped_power
+from seng.per_sample import Rows, combine, merge, truncate
+from seng.per_sample.truncated import TOLERANCE
 
 from .samples import assert_near, dense_columns, flat, normal, product, vector
 
 ROUNDING = 1e-10  # float64, beside the bound that truncation itself has
 
 
-def decaying(n: int, p: int, rate: float) -> Explicit:
+def decaying(n: int, p: int, rate: float) -> Rows:
     """U with singular values rate^k."""
     left, right = torch.linalg.qr(normal(p, p)).Q, torch.linalg.qr(normal(n, n, seed=1)).Q
     k = min(n, p)
     u = left[:, :k] * rate ** torch.arange(k, dtype=torch.float64) @ right[:, :k].T
-    return Explicit((u.T.contiguous(),), ((p, 1),))
+    return Rows((u.T.contiguous(),), ((p, 1),))
 
 
 @settings(max_examples=40, deadline=None)
@@ -53,7 +52,7 @@ def test_truncation_drops_what_the_damping_hides() -> None:
 
 
 def test_truncated_columns_are_orthogonal_with_the_eigenvalues_returned() -> None:
-    small, values = truncate(kronecker(product(n=9), 1.0, torch.float64), torch.tensor(0.1, dtype=torch.float64))
+    small, values = truncate(product(n=9).held(1.0, torch.float64), torch.tensor(0.1, dtype=torch.float64))
     assert_near(small.gram(), values.diag())
     assert (values.diff() >= 0).all()
 
@@ -65,13 +64,13 @@ def test_truncation_keeps_the_leading_ones_up_to_a_limit() -> None:
 
 
 def test_truncation_keeps_one_column_of_nothing() -> None:
-    small, values = truncate(Explicit((torch.zeros(3, 4),), ((4, 1),)), torch.tensor(0.1))
+    small, values = truncate(Rows((torch.zeros(3, 4),), ((4, 1),)), torch.tensor(0.1))
     assert small.n == len(values) == 1
     assert float(values.sum()) == 0.0
 
 
 def test_combine_multiplies_by_weights(scratch: int) -> None:
-    factor = kronecker(product(n=5, groups=2), 1.0, torch.float64)
+    factor = product(n=5, groups=2).held(1.0, torch.float64)
     weights = normal(5, 3)
     assert_near(combine(factor, weights).to_dense(), factor.to_dense() @ weights)
 
@@ -82,8 +81,8 @@ def test_merge_is_the_weighted_sum_of_fishers(weight: float, scratch: int) -> No
         return u @ u.T
 
     io = product(n=5)
-    old = Explicit.from_rows(normal(4, 10, seed=8), io.shapes)
-    new = kronecker(io, 1.0, torch.float64)
+    old = Rows.split(normal(4, 10, seed=8), io.shapes)
+    new = io.held(1.0, torch.float64)
     merged = merge(old, new, weight)
     expected = weight * fisher(old.to_dense()) + (1 - weight) * fisher(dense_columns(io, 1.0))
     assert merged.n == 9

@@ -1,4 +1,10 @@
-"""U as an operator: the one interface through which curvature is used."""
+"""U as an operator: the one interface through which curvature is used.
+
+Legend: n samples, s positions (pixels, tokens), c groups, d_in and d_out features of one group, p parameters.
+A *block* is the set of parameters that is preconditioned together: a layer's weight and bias. Its gradient is a
+``Grads`` tuple, one tensor a trainable parameter, in the order weight, bias. Column i of U is sqrt(n) times the
+gradient that sample i contributed to ``.grad`` (mean losses), so that F = U U^T and g = U 1 / sqrt(n).
+"""
 
 from __future__ import annotations
 
@@ -11,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..linalg.gram import SCRATCH, gram_of_rows
-from ..types import Grads
+
+Grads = tuple[Tensor, ...]
 
 
-class Factor(ABC):
+class PerSampleGradients(ABC):
     """The matrix U [p, n] of one block, never necessarily formed.
 
     ``shapes`` lists the canonical (rows, columns) shape of each parameter's gradient; vectors of length p travel
@@ -22,16 +29,17 @@ class Factor(ABC):
 
     Laws every subclass obeys, against ``to_dense()``: ``gram()`` = U^T U, ``mv(v)`` = U^T v,
     ``add_rmv_(v, c, beta)`` leaves beta v + U c in v. Sketched subclasses obey them up to their sketch, in
-    ``gram`` and ``mv`` alike. A new subclass is one file: factors are saved and loaded by the name of their class.
+    ``gram`` and ``mv`` alike. A new subclass is one file: U is saved by the name of its class, and loaded by any of
+    its ``names``: those that the class had before among them.
     """
 
-    TYPES: ClassVar[dict[str, type[Factor]]] = {}
+    TYPES: ClassVar[dict[str, type[PerSampleGradients]]] = {}
 
     shapes: tuple[tuple[int, ...], ...]  # canonical (rows, columns) of each parameter's gradient
 
-    def __init_subclass__(cls, **options: Any):
+    def __init_subclass__(cls, names: tuple[str, ...] | None = None, **options: Any):
         super().__init_subclass__(**options)
-        Factor.TYPES[cls.__name__] = cls
+        PerSampleGradients.TYPES.update(dict.fromkeys((cls.__name__,) if names is None else names, cls))
 
     @property
     def frozen_damping(self) -> bool:
@@ -73,17 +81,17 @@ class Factor(ABC):
     def mean_multiple(self, v: Grads, generator: torch.Generator) -> Tensor | None:
         """Return alpha if v = alpha U 1 / sqrt(n) to rounding, by a cheap test, else None.
 
-        Then U^T v = alpha K 1 / sqrt(n) needs no pass over the factor. By default nothing is tested.
+        Then U^T v = alpha K 1 / sqrt(n) needs no pass over U. By default nothing is tested.
         """
         return None
 
-    def carrier(self) -> Factor:
-        """Return the smallest factor with the same ``add_rmv_``: what other ranks need of this one."""
+    def carrier(self) -> PerSampleGradients:
+        """Return the smallest U with the same ``add_rmv_``: what other ranks need of this one."""
         return self
 
     @property
-    def unsketched(self) -> Factor:
-        """The factor with exact products with the columns of ``add_rmv_``; this one where its own are exact."""
+    def unsketched(self) -> PerSampleGradients:
+        """The U with exact products with the columns of ``add_rmv_``; this one where its own are exact."""
         return self
 
     def rmv(self, c: Float[Tensor, " n"]) -> Grads:
