@@ -45,6 +45,7 @@ class Curvature:
         damping: The damping in force at the refresh, 0-d.
         row_sums: K 1, or None where the columns of U are not the samples.
         row_solution: The coefficients for y = K 1, where those of many blocks were found at once.
+        batch: Number of samples (or rows) of the batch that those behind U were drawn from; 0: not known, all of them.
     """
 
     factor: Factor | None
@@ -56,6 +57,7 @@ class Curvature:
     damping: Tensor
     row_sums: Tensor | None = None
     row_solution: Tensor | None = None
+    batch: int = 0
 
     def nbytes(self) -> int:
         """Bytes held by U; the n x n state comes on top."""
@@ -113,15 +115,17 @@ class Pool:
         samples: How many there are.
         ranks: Number of ranks they come from, over which gradients were averaged: each contributes 1 / ranks of what
             was captured on it.
+        batch: Number of samples that they were drawn from; 0: all of them.
     """
 
     samples: int
     ranks: int = 1
+    batch: int = 0
 
     def scale(self, options: Options) -> float:
         """Return what turns captured gradients into columns of U: sqrt(n) / M for mean losses, 1 / sqrt(n) for sums."""
-        mean = options.loss_reduction == "mean"
-        scale = self.samples**0.5 / self.ranks if mean else self.samples**-0.5
+        mean, n = options.loss_reduction == "mean", self.batch or self.samples
+        scale = n**0.5 / self.ranks if mean else n**-0.5
         return scale if options.grad_scaler is None else scale / options.grad_scaler.get_scale()
 
 
@@ -247,7 +251,7 @@ def hold(drafted: Draft, solution: Solution, step: int) -> Curvature:
         state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
     return Curvature(
         factor if solution.usable else None, state, solution.mean, solution.peak, drafted.pool.samples, step,
-        solution.damping, solution.row_sums,
+        solution.damping, solution.row_sums, batch=drafted.pool.batch,
     )  # fmt: skip
 
 
@@ -307,7 +311,7 @@ def factor_of(
         return as_captured(block, parts, pool.scale(options), dtype, form, generator), pool
     if options.expanded is not None:
         io, rows = expand_positions(io, max(io.n, options.expanded), generator)
-        pool = Pool(rows, pool.ranks)
+        pool = Pool(rows, pool.ranks, rows * pool.batch // pool.samples)
     return _form_for(io, choice.form).build(io, pool.scale(options), dtype, generator), pool
 
 

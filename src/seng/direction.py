@@ -177,7 +177,7 @@ def shortening(curvature: Curvature, formed: Grads, options: Options, step: int,
 def _cap(q: Tensor, options: Options, curvature: Curvature, ranks: int) -> Tensor:
     assert options.trust is not None
     if options.loss_reduction == "sum":
-        q = q * ranks / curvature.samples
+        q = q * ranks / (curvature.batch or curvature.samples)
     return (options.trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import hypot
 from statistics import median
 
@@ -193,13 +193,6 @@ def common_ratio(ratios: Mapping[str, float], last: float = 1.0, tolerance: floa
         if value >= 1 and abs(value - round(value)) <= 1e-5 * value:
             return float(round(value)) ** power
     return middle if max(middle, 1 / middle) > LARGE_SCALE else 1.0
-
-
-def scaled(io: LayerIO, ratio: float) -> LayerIO:
-    """Return what a layer captured, with gradients multiplied."""
-    if isinstance(io, Rows):
-        return Rows(tuple(part * ratio for part in io.parts))
-    return replace(io, g=io.g * ratio)
 
 
 def digest(found: Probe, name: str) -> Tensor:

@@ -21,6 +21,7 @@ from .estimators import Choice
 from .layers import Bare, LayerCall, UnsupportedCall, gradients_of
 from .planner import choose_all
 from .sizes import Size
+from .subsets import cut_shape
 from .types import LayerIO, join_uses
 from .wrappers import unwrap
 
@@ -81,6 +82,8 @@ class Plan:
         unused: Blocks the inputs did not reach.
         passed_through: Reason by name of each parameter that is not preconditioned.
         parameter_bytes: Bytes of the model's parameters.
+        batch: Number of samples of the batch.
+        samples: How many of them make curvature.
     """
 
     rows: tuple[PlanRow, ...]
@@ -88,6 +91,8 @@ class Plan:
     unused: tuple[str, ...]
     passed_through: dict[str, str]
     parameter_bytes: int
+    batch: int
+    samples: int
 
     @property
     def nbytes(self) -> int:
@@ -134,6 +139,8 @@ class Plan:
         """Return what the whole table adds up to, in sentences."""
         ratio = self.nbytes / self.parameter_bytes
         lines = [f"{self.nbytes / 2**20:,.2f} MiB of curvature, {ratio:.2f} times the parameters"]
+        if self.samples < self.batch:
+            lines.append(f"{self.samples} of {self.batch} samples make curvature")
         shares = ", ".join(f"every {interval}: {share:.1%}" for interval, share in self.shares(intervals).items())
         return [*lines, f"flops as a share of the backward pass, refreshed {shares}"]
 
@@ -144,6 +151,8 @@ class Plan:
             "unused": list(self.unused),
             "passed_through": self.passed_through,
             "interval": self.interval,
+            "batch": self.batch,
+            "samples": self.samples,
             "nbytes": self.nbytes,
             "parameter_bytes": self.parameter_bytes,
             "backward_flops": self.backward_flops,
@@ -179,23 +188,20 @@ def plan(
     chosen = checked_options("plan()", dict(options))
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
-    sizes = {
-        name: Size.of_block(
-            [io for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded, block.tied
-        )
-        for name, block in layout.blocks.items()
-        if any(entry.name in layers for entry, _ in block.members)
-    }
+    sizes = _sizes(layout, layers, chosen)
     if not sizes:
         raise OrderError(
             "plan()", "no layer was reached", expected="inputs that the supported layers read", got=list(layout.blocks),
             fix="Pass a batch as training does",
         )  # fmt: skip
     interval = chosen.interval_at(0, "plan()")
-    choices = choose_all(sizes, chosen, 0, "plan()", reweightable(layout) if chosen.reweight else ())
+    drawn = {name: cut_shape(io, chosen.curvature_samples) for name, io in layers.items()}
+    kept = _sizes(layout, drawn, chosen)
+    choices = choose_all(kept, chosen, 0, "plan()", reweightable(layout) if chosen.reweight else ())
     rows = tuple(PlanRow(name, _types(layout.blocks[name]), size, choices[name]) for name, size in sizes.items())
     unused = tuple(name for name in layout.blocks if name not in sizes)
-    return Plan(rows, interval, unused, layout.passed, sum(p.nbytes for p in model.parameters()))
+    counts = next((layers[name].n, drawn[name].n) for name in layers)
+    return Plan(rows, interval, unused, layout.passed, sum(p.nbytes for p in model.parameters()), *counts)
 
 
 def checked_options(call: str, given: dict[str, Any]) -> Options:
@@ -203,6 +209,16 @@ def checked_options(call: str, given: dict[str, Any]) -> Options:
     options = Options.build(call, given)
     require_strategy(options.distributed, call)
     return options
+
+
+def _sizes(layout: Layout, layers: Mapping[str, LayerIO], options: Options) -> dict[str, Size]:
+    return {
+        name: Size.of_block(
+            [io for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, options.expanded, block.tied
+        )
+        for name, block in layout.blocks.items()
+        if any(entry.name in layers for entry, _ in block.members)
+    }
 
 
 def _types(block: Block) -> str:

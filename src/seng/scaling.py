@@ -20,6 +20,7 @@ from .distributed.wire import Wire
 from .preflight import captured_shapes, plan
 from .refreshing import Sharing
 from .refreshing.sharing import Census
+from .subsets import cut_shape
 from .wrappers import unwrap
 
 FORWARD_AND_BACKWARD = 1.5  # operations of both, as a multiple of the backward pass's
@@ -59,7 +60,8 @@ def forecasts(
         seconds = FORWARD_AND_BACKWARD * plan(model, inputs, **options).backward_flops / flops
     chosen = Options.build("forecasts()", options)
     layout = lay_out(unwrap(model, "forecasts()"), chosen, "forecasts()")
-    layers = captured_shapes(model, inputs, layout)
+    every = captured_shapes(model, inputs, layout)
+    layers = {name: cut_shape(io, chosen.curvature_samples) for name, io in every.items()}
     members = {name: own for name, block in layout.blocks.items() if (own := member_io(block, layers))}
     frames = {name: {k: frame_of(io) for k, io in own.items()} for name, own in members.items()}
     samples = next(io.n for own in members.values() for io in own.values())

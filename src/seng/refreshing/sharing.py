@@ -37,10 +37,12 @@ class Census:
     Args:
         samples: By rank.
         frames: By rank: of each block that was used, each member's.
+        batches: By rank, the number of samples that these were drawn from; empty: all of them.
     """
 
     samples: tuple[int, ...]
     frames: tuple[dict[str, dict[int, Frame]], ...]
+    batches: tuple[int, ...] = ()
 
     def of(self, block: str) -> list[dict[int, Frame]]:
         """Return each rank's frames of a block, empty where it was not used."""
@@ -54,7 +56,8 @@ class Census:
     def without(self, ranks: set[int]) -> Census:
         """Return the census as if some ranks had no samples."""
         samples = tuple(0 if rank in ranks else n for rank, n in enumerate(self.samples))
-        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.frames)))
+        batches = tuple(0 if rank in ranks else n for rank, n in enumerate(self.batches))
+        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.frames)), batches)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Incoming:
     """The samples of a refresh, taken block by block so that they die with it.
 
     Args:
-        samples: By rank.
+        pools: By rank, its samples.
         alone: Blocks that this rank makes curvature of by itself.
         shared: Blocks whose curvature all ranks make, each a part of the work.
         take: Gives every rank's parts of a block, or this rank's alone.
@@ -80,7 +83,7 @@ class Incoming:
 
     def __init__(
         self,
-        samples: tuple[int, ...],
+        pools: Sequence[Pool],
         alone: set[str],
         shared: set[str],
         take: Callable[[str], list[BlockParts]],
@@ -88,18 +91,19 @@ class Incoming:
         refreshed: set[str],
     ):
         self.alone, self.shared, self.refreshed = alone, shared, refreshed
-        self._samples, self._take, self._strategy = samples, take, strategy
+        self._pools, self._take, self._strategy = pools, take, strategy
 
     def take(self, block: Block) -> tuple[BlockParts, Pool]:
         """Return the samples of the block's curvature."""
         parts = self._take(block.name)
         if self._strategy.pooled:
-            return pooled(block, parts), Pool(sum(self._samples), self._strategy.world)
-        return parts[0], Pool(self._samples[self._strategy.rank])
+            samples, batch = sum(own.samples for own in self._pools), sum(own.batch for own in self._pools)
+            return pooled(block, parts), Pool(samples, self._strategy.world, batch)
+        return parts[0], self._pools[self._strategy.rank]
 
     def take_each(self, block: Block) -> list[tuple[BlockParts, Pool]]:
         """Return each rank's samples, for a block whose thin factors are shared."""
-        return [(parts, Pool(n)) for parts, n in zip(self._take(block.name), self._samples, strict=True)]
+        return list(zip(self._take(block.name), self._pools, strict=True))
 
 
 class Sharing:
@@ -118,6 +122,7 @@ class Sharing:
         self.choices: dict[str, Choice] = {}
         self.options = options
         self.reweighted = reweighted
+        self._counts = 1 if options.curvature_samples is None else 2  # numbers that ranks tell of their batches
         self._layout = layout
         self._entries = [(block, k) for block in layout.blocks.values() for k in _kinds(block)]
         self._planned_for: tuple[object, ...] | None = None
@@ -176,14 +181,22 @@ class Sharing:
         self.strategy.plan = Plan("none", 1)
         self._held_at = self._planned_for = None
 
-    def census(self, members: Members, samples: int) -> Census:
-        """Tell all ranks what this one captured. A collective call."""
-        numbers = [samples]
+    def census(self, members: Members, samples: int, batch: int) -> Census:
+        """Tell all ranks what this one captured. A collective call.
+
+        Args:
+            members: What it captured.
+            samples: Number of samples.
+            batch: Number of samples that they were drawn from; told where some are left out by choice.
+        """
+        numbers = [samples, batch][: self._counts]
         for block, k in self._entries:
             io = members.get(block.name, {}).get(k)
             numbers += Frame().numbers() if io is None else frame_of(io).numbers()
         everyones = self.strategy.census(numbers)
-        return Census(tuple(row[0] for row in everyones), tuple(self._frames(row[1:]) for row in everyones))
+        frames = tuple(self._frames(row[self._counts :]) for row in everyones)
+        batches = tuple(row[1] for row in everyones) if self._counts > 1 else ()
+        return Census(tuple(row[0] for row in everyones), frames, batches)
 
     def _frames(self, row: list[int]) -> dict[str, dict[int, Frame]]:
         found: dict[str, dict[int, Frame]] = {}
@@ -319,8 +332,8 @@ class Sharing:
 
     def overhead(self, strategy: Strategy) -> int:
         """Bytes of every refresh beside samples: the census, the gradient check and the table of mean eigenvalues."""
-        check = 0 if self._layout.sharded else COLUMNS
-        return (strategy.world - 1) * 8 * (1 + NUMBERS * len(self._entries) + (1 + check) * len(self._layout.blocks))
+        check, blocks = 0 if self._layout.sharded else COLUMNS, len(self._layout.blocks)
+        return (strategy.world - 1) * 8 * (self._counts + NUMBERS * len(self._entries) + (1 + check) * blocks)
 
     def exchange(self, census: Census, members: Members, step: int) -> Incoming:
         """Start moving samples to the ranks that make curvature of them. Empties ``members``. A collective call."""
@@ -346,11 +359,14 @@ class Sharing:
 
         arrived = {name for name in specs if strategy.holds(name)}
         shared = {name for name in arrived if strategy.pooled and name not in strategy.plan.apart}
+        pools = [
+            Pool(n, batch=batch) for n, batch in zip(census.samples, census.batches or census.samples, strict=True)
+        ]
         alone, refreshed = (
             (arrived - shared) | (set(members) - set(specs)),
             {name for own in census.frames for name in own},
         )
-        return Incoming(census.samples, alone, shared, take, strategy, refreshed)
+        return Incoming(pools, alone, shared, take, strategy, refreshed)
 
     def _maker(
         self, block: Block, own: Mapping[int, LayerIO], form: str, choice: Choice, step: int
