@@ -360,6 +360,18 @@ def test_an_input_overwritten_in_place_is_refused_or_was_cut_before(step: int) -
     pre.close()
 
 
+def test_gradients_cleared_to_zeros_are_noticed_where_those_of_the_samples_drawn_were_zero() -> None:
+    model, x, kept = mlp(), random(1, N, 3), Subset(2, 0, 0).first(0, N, 2)
+    pre = Preconditioner(model, curvature_samples=2, gradient_check=False)
+    others = torch.ones(N, dtype=torch.float64).index_fill(0, kept, 0.0)
+    (model(x).square().sum(1) * others).mean().backward()
+    model.zero_grad(set_to_none=False)
+    loss_of(model, x).backward()
+    pre.step()
+    assert {own.batch for own in pre._curvature.values()} == {N}
+    pre.close()
+
+
 # -- what stays as it is ---------------------------------------------------------------------------------------------
 
 

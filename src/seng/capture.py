@@ -382,9 +382,12 @@ class Capture:
         if use.samples is None and (begun or not known or not use.has_samples(entry.layer, entry.module, grad)):
             return None
         index = subset.recorded(batch.place, len(grad))
-        index = None if index is None else index.to(grad.device)
-        if index is not None and use.samples is None:
+        if index is None:
+            return None
+        index = index.to(grad.device)
+        if use.samples is None:
             use.keep(index)
+        use.reached = grad.any() if use.reached is None else use.reached | grad.any()
         return index
 
     def _begin_pass(self) -> None:
@@ -415,7 +418,8 @@ class Capture:
         grads = [p.grad for p in own if p.grad is not None]
         if not grads:
             return True
-        seen = [g for batch in self._batches for use in batch.uses.get(entry.name, ()) for g in use.grads.values()]
+        uses = [use for batch in self._batches for use in batch.uses.get(entry.name, ()) if use.grads]
+        seen = [g for use in uses for g in (use.grads.values() if use.reached is None else (use.reached,))]
         return bool(seen) and not any(map(_any, grads)) and any(map(_any, seen))
 
     # -- what a step takes ----------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ class Use:
         loose: Those that were cleared, or taken by ``torch.autograd.grad``.
         spent: Whether nothing more is recorded.
         samples: Number of samples of the call, where only some of them are kept.
+        reached: Whether a gradient of any sample was other than zero, 0-d, where only some are kept.
     """
 
     args: tuple[Any, ...]
@@ -48,6 +49,7 @@ class Use:
     loose: Grads = field(default_factory=dict)
     spent: bool = False
     samples: int | None = None
+    reached: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
