@@ -78,10 +78,13 @@ EACH_STEP: dict[str, Make] = {
     "exact, power 0.5, current batch": seng_with(refresh_every=1, estimator="exact", curvature_batch="current"),
     "exact, power 0.5, previous batch": seng_with(refresh_every=1, estimator="exact"),
     "defaults, every 10": seng_with(),
+    "64 of 256 samples, every 10": seng_with(curvature_samples=64),
+    "32 of 256 samples, every 10": seng_with(curvature_samples=32),
 }
 EVERY_TEN: dict[str, Make] = {
     "defaults, every 10": seng_with(refresh_every=EVERY),
     "power 1, every 10": seng_with(refresh_every=EVERY, power=1.0),
+    "32 of 256 samples, every 10": seng_with(refresh_every=EVERY, curvature_samples=32),
 }
 VARIANTS = {"autoencoder": EACH_STEP, "resnet": EVERY_TEN}
 

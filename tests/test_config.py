@@ -68,6 +68,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "scale": NO_NAMES,
     "power": (*NUMBERS, 0, -0.5, 1.0001, lambda step: 0.5),
     "refresh_every": (*NO_COUNTS, None, lambda step: TOO_LARGE, lambda step: 0, lambda step: step, lambda: 2, list),
+    "curvature_samples": (*NO_COUNTS, 0, 1, 0.0, -0.5, 1.5, nan, inf, lambda step: 8),
     "curvature_batch": NO_NAMES,
     "trust": ("1", True, nan, inf, TOO_LARGE, 0, -1.0, lambda step: 1.0),
     "ema": (*NUMBERS, -0.1, 1.0, 1.5, lambda step: 0.5),

@@ -12,7 +12,7 @@ handed out, is kept apart as ``Use.loose`` for as long as its graph lives: a cal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -28,7 +28,8 @@ from .errors import CaptureError
 from .hooks import Hook, exporting, transformed
 from .layers import Bare, Layer, Names, RandomState, UnsupportedCall, gradients_of, never, parameter_of
 from .per_sample import LayerGradients, join_batches, join_uses
-from .records import Call, MicroBatch, Use, foreign, hookable, mapped, shapes_of, taken
+from .records import Call, Given, MicroBatch, Use, foreign, hookable, mapped, shapes_of, taken
+from .subsets import Subset, chosen, counts_drawn
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,22 @@ class Captured:
     Args:
         layers: By name of the part, as ``Watched.key`` gives it.
         samples: Number of samples of all micro-batches; a layer that some did not use has fewer columns.
+        whole: The same of all samples of the batch, for layers whose samples were all recorded.
+        batch: Number of samples of the batch, all of them in ``layers`` unless some were drawn.
         refused: Why layers were left out, by name.
         loose: Whether there are gradients that were cleared, or taken by ``torch.autograd.grad``.
     """
 
     layers: dict[str, LayerGradients]
     samples: int
+    whole: Mapping[str, LayerGradients]
+    batch: int
     refused: Mapping[str, str] = field(default_factory=dict)
     loose: bool = False
 
 
 class Capture:
-    """Records for a set of modules; ``armed`` decides whether calls are recorded at all.
+    """Records for a set of modules; ``armed`` decides whether calls are recorded at all, ``subset`` of which samples.
 
     Args:
         watched: The modules.
@@ -96,6 +101,7 @@ class Capture:
         witnesses: Sequence[nn.Parameter] = (),
     ):
         self.armed = True
+        self.subset: Subset | None = None
         self._watched: dict[str, Watched] = {}
         self._batches: list[MicroBatch] = []
         self._open: MicroBatch | None = None
@@ -359,10 +365,30 @@ class Capture:
         self._begin_pass()
         batch.started = True
         if not any(batch is known for known in self._batches):
+            batch.place = len(self._batches)
             self._batches.append(batch)
         if not any(use is known for known in batch.uses.setdefault(name, [])):
             batch.uses[name].append(use)
-        use.receive(output, grad.detach(), loose=not accumulates)
+        index = None if self.subset is None else self._kept(self.subset, batch, name, use, grad)
+        use.receive(output, grad.detach() if index is None else grad.index_select(0, index), loose=not accumulates)
+
+    def _kept(self, subset: Subset, batch: MicroBatch, name: str, use: Use, grad: Tensor) -> Tensor | None:
+        """Return the samples of a call that are kept, its input cut to them; None while all are."""
+        entry = self._watched.get(name)
+        if entry is None or name in subset.whole:
+            return None
+        begun = use.grads or use.loose
+        known = batch.call.given[:1] == [len(grad)] if grad.dim() else False  # else it is cut once all is recorded
+        if use.samples is None and (begun or not known or not use.has_samples(entry.layer, entry.module, grad)):
+            return None
+        index = subset.recorded(batch.place, len(grad))
+        if index is None:
+            return None
+        index = index.to(grad.device)
+        if use.samples is None:
+            use.keep(index)
+        use.reached = grad.any() if use.reached is None else use.reached | grad.any()
+        return index
 
     def _begin_pass(self) -> None:
         """At the start of a backward pass, void what was recorded before the gradients were cleared."""
@@ -392,7 +418,8 @@ class Capture:
         grads = [p.grad for p in own if p.grad is not None]
         if not grads:
             return True
-        seen = [g for batch in self._batches for use in batch.uses.get(entry.name, ()) for g in use.grads.values()]
+        uses = [use for batch in self._batches for use in batch.uses.get(entry.name, ()) if use.grads]
+        seen = [g for use in uses for g in (use.grads.values() if use.reached is None else (use.reached,))]
         return bool(seen) and not any(map(_any, grads)) and any(map(_any, seen))
 
     # -- what a step takes ----------------------------------------------------------------------------------------
@@ -412,19 +439,23 @@ class Capture:
         every = [use for batch in self._batches for use in batch]
         extra = any(use.loose for use in every)
         loose = extra and (loose or not any(use.grads for use in every))
+        found = [self._layers(batch, loose, once=not extra) for batch in self._batches]
+        sizes, subset = [size for _, size in found], self.subset
+        counts = sizes if subset is None else counts_drawn(subset.samples, sizes)
         joined: dict[str, list[LayerGradients]] = {}
-        samples = 0
-        for batch in self._batches:
-            layers, size = self._layers(batch, loose, once=not extra)
-            samples += size
-            for name, io in layers.items():
-                joined.setdefault(name, []).append(io)
+        whole: dict[str, list[LayerGradients]] = {}
+        for batch, (given, size), count in zip(self._batches, found, counts, strict=True):
+            for key, io in self._by_part(given, attrgetter("drawn")).items():
+                joined.setdefault(key, []).append(subset.final(io, batch.place, size, count) if subset else io)
+            for key, io in self._by_part(given, attrgetter("whole")).items() if subset else ():
+                whole.setdefault(key, []).append(io)
         refused = {
             entry.key(part): self._refused[name]
             for name, entry in self._watched.items() if name in self._refused for part in entry.parts
         }  # fmt: skip
         layers = {key: join_batches(ios) for key, ios in joined.items() if key not in refused}
-        return Captured(layers, samples, refused, extra and not loose)
+        known = {key: join_batches(whole[key]) for key in layers if len(whole.get(key, ())) == len(joined[key])}
+        return Captured(layers, sum(counts), known if subset else layers, sum(sizes), refused, extra and not loose)
 
     def release(self) -> None:
         """Forget what was collected."""
@@ -433,18 +464,18 @@ class Capture:
                 use.end()
         self.clear()
 
-    def _layers(self, batch: MicroBatch, loose: bool, once: bool) -> tuple[dict[str, LayerGradients], int]:
+    def _layers(self, batch: MicroBatch, loose: bool, once: bool) -> tuple[dict[str, list[Given]], int]:
         """Return what the layers gave in one micro-batch, and its number of samples; ``once``: records end."""
-        found: dict[str, list[dict[Names, LayerGradients]]] = {}
+        found: dict[str, list[Given]] = {}
         for name, uses in batch.uses.items():
             entry = self._watched.get(name)
             taken = [(use, grads) for use in uses if (grads := use.gradients(loose)) is not None]
             if entry is not None and taken and all(use.wanted == entry.wanted for use, _ in taken):
                 try:
-                    found[name] = [self._gradients(entry, *taken.pop(0), once) for _ in range(len(taken))]
+                    found[name] = [self._given(batch, entry, *taken.pop(0), once) for _ in range(len(taken))]
                 except UnsupportedCall as reason:
                     self._refused[name] = str(reason)
-        counts = {name: [next(iter(given.values())).n for given in gave] for name, gave in found.items()}
+        counts = {name: [given.samples for given in gave] for name, gave in found.items()}
         second = {name for name in counts if not getattr(self._watched[name].module, "batch_first", True)}
         size = batch.call.samples(
             [n for name, own in counts.items() if name not in second for n in own],
@@ -458,14 +489,50 @@ class Capture:
         for name in found.keys() - self._refused.keys():
             if self._watched[name].family in odd_families:  # sizes that agree by accident, as those of experts may
                 self._refused[name] = "dimension 0 of the inputs of layers like it is not the batch"
-        return {
-            self._watched[name].key(part): join_uses([given[part] for given in gave])
-            for name, gave in found.items() if name not in self._refused for part in gave[0]
-        }, size  # fmt: skip
+        return {name: gave for name, gave in found.items() if name not in self._refused}, size
 
-    def _gradients(
-        self, entry: Watched, use: Use, grads: tuple[Tensor | None, ...], once: bool
-    ) -> dict[Names, LayerGradients]:
+    def _by_part(
+        self, given: Mapping[str, Sequence[Given]], of: Callable[[Given], dict[Names, LayerGradients]]
+    ) -> dict[str, LayerGradients]:
+        """Return what the uses of each layer add up to, by name of the part."""
+        found: dict[str, LayerGradients] = {}
+        for name, own in given.items():
+            uses = [of(call) for call in own]
+            for part in uses[0] if all(uses) else ():
+                found[self._watched[name].key(part)] = join_uses([io[part] for io in uses])
+        return found
+
+    def _given(
+        self, batch: MicroBatch, entry: Watched, use: Use, grads: tuple[Tensor | None, ...], once: bool
+    ) -> Given:
+        """Return what one call gave; what its hook has not cut to the samples that may be drawn is cut here."""
+        if self.subset is None or use.samples is not None:
+            found = self._gradients(entry, use, grads)
+            given = Given(found, {}, use.samples or next(iter(found.values())).n)
+        else:
+            given = self._cut(self.subset, batch, entry, use, grads)
+        if once:
+            use.end()
+        return given
+
+    def _cut(
+        self, subset: Subset, batch: MicroBatch, entry: Watched, use: Use, grads: tuple[Tensor | None, ...]
+    ) -> Given:
+        grad = next(own for own in grads if own is not None)
+        separate = use.has_samples(entry.layer, entry.module, grad)
+        whole = {} if separate and entry.name not in subset.whole else self._gradients(entry, use, grads)
+        samples = len(grad) if separate else next(iter(whole.values())).n
+        index = subset.recorded(batch.place, samples)
+        if index is None:
+            drawn = whole or self._gradients(entry, use, grads)
+        elif separate:  # the same bits as from what a hook has cut
+            index = index.to(grad.device)
+            drawn = self._gradients(entry, use.of_some(index), (grad.index_select(0, index),))
+        else:
+            drawn = {part: chosen(io, index) for part, io in whole.items()}
+        return Given(drawn, whole if entry.name in subset.whole else {}, samples)
+
+    def _gradients(self, entry: Watched, use: Use, grads: tuple[Tensor | None, ...]) -> dict[Names, LayerGradients]:
         if use.overwritten and set(entry.wanted) != {"bias"}:  # gradients of a bias need no input
             version = next(version for x, version in use.versions if x._version != version)
             raise CaptureError(
@@ -473,10 +540,7 @@ class Capture:
                 expected=f"version {version}", got=next(x._version for x, v in use.versions if x._version != v),
                 layer=entry.name, fix="Make that operation out of place, or exclude the layer",
             )  # fmt: skip
-        found = gradients_of(entry.layer, entry.module, use.call(grads), entry.parts, entry.name)
-        if once:
-            use.end()
-        return found
+        return gradients_of(entry.layer, entry.module, use.call(grads), entry.parts, entry.name)
 
 
 class _Source(torch.autograd.Function):

@@ -42,6 +42,7 @@ class OptionKeywords(TypedDict, total=False):
     scale: Literal["auto", "gradient", "natural"]
     power: float
     refresh_every: Schedule[int]
+    curvature_samples: float | None
     curvature_batch: Literal["previous", "current"]
     trust: float | Literal["auto"] | None
     ema: float
@@ -75,6 +76,8 @@ class Options:
             power 1, natural below.
         power: Exponent of (F + lambda I), in (0, 1]. 1 is the natural gradient, 0.5 whitens.
         refresh_every: Steps between refreshes of the curvature, >= 1; int or callable of the step.
+        curvature_samples: How many samples of a batch make curvature: an integer >= 2, a share as a float in (0, 1], or
+            None for all. They are drawn anew at every refresh, the same for all layers; each rank draws from its own.
         curvature_batch: "previous": precondition with the curvature held before, then take this batch in.
             "current": refresh first.
         trust: Cap on sqrt(g^T (F + lambda I)^-1 g), > 0, or None. "auto": 1, and for directions of natural scale
@@ -109,6 +112,7 @@ class Options:
     scale: str = "auto"
     power: float = 0.5
     refresh_every: Schedule[int] = 10
+    curvature_samples: float | None = None
     curvature_batch: str = "previous"
     trust: float | Literal["auto"] | None = "auto"
     ema: float = 0.0
@@ -161,6 +165,7 @@ class Options:
             require_count(call, "refresh_every", self.refresh_every)
         require_count(call, "memory_budget", self.memory_budget, optional=True)
         require_count(call, "seed", self.seed, least=0)
+        _require_samples(call, self.curvature_samples)
         for name, allowed in CHOICES.items():
             choose(dict.fromkeys(allowed), getattr(self, name), call=call, option=name)
         for name in ("include", "exclude"):
@@ -303,6 +308,13 @@ def shows_options(function: F) -> F:
     return function
 
 
+def _require_samples(call: str, value: Any) -> None:
+    if isinstance(value, float):
+        require_number(call, "curvature_samples", value, "in (0, 1]")
+    else:
+        require_count(call, "curvature_samples", value, least=2, optional=True)
+
+
 def _require_scaler(call: str, scaler: Any) -> None:
     if scaler is None:
         return
@@ -317,6 +329,7 @@ def _require_scaler(call: str, scaler: Any) -> None:
 
 def _require_reweightable(call: str, options: Options) -> None:
     needs = {"curvature_batch": "current", "refresh_every": 1, "positions": "sum", "ema": 0, "grad_scaler": None}
+    needs |= {"curvature_samples": None}
     good = {name: getattr(options, name) == needed for name, needed in needs.items()}
     good |= {"estimator": options.estimator.exact, "distributed": options.distributed.alone}
     for name, needed in {**needs, "estimator": "exact", "distributed": "none"}.items():

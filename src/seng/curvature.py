@@ -42,6 +42,7 @@ class Curvature:
         row_sums: K 1, or None where the columns of U are not the samples.
         row_solution: The coefficients for y = K 1, where those of many blocks were found at once.
         largest: The largest |g| of the block lately, 0-d; None before its first direction.
+        batch: Number of samples (or rows) of the batch that those behind U were drawn from; 0: not known, all of them.
     """
 
     factor: PerSampleGradients | None
@@ -54,6 +55,7 @@ class Curvature:
     row_sums: Tensor | None = None
     row_solution: Tensor | None = None
     largest: Tensor | None = None
+    batch: int = 0
 
     def nbytes(self) -> int:
         """Bytes held by U; the n x n state comes on top."""
@@ -111,15 +113,17 @@ class Pool:
         samples: How many there are.
         ranks: Number of ranks they come from, over which gradients were averaged: each contributes 1 / ranks of what
             was captured on it.
+        batch: Number of samples that they were drawn from; 0: all of them.
     """
 
     samples: int
     ranks: int = 1
+    batch: int = 0
 
     def scale(self, options: Options) -> float:
         """Return what turns captured gradients into columns of U: sqrt(n) / M for mean losses, 1 / sqrt(n) for sums."""
-        mean = options.loss_reduction == "mean"
-        scale = self.samples**0.5 / self.ranks if mean else self.samples**-0.5
+        mean, n = options.loss_reduction == "mean", self.batch or self.samples
+        scale = n**0.5 / self.ranks if mean else n**-0.5
         return scale if options.grad_scaler is None else scale / options.grad_scaler.get_scale()
 
 
@@ -245,7 +249,7 @@ def hold(drafted: Draft, solution: Solution, step: int, old: Curvature | None) -
         state = EigenState(values, torch.eye(len(values), dtype=values.dtype, device=values.device))
     return Curvature(
         factor if solution.usable else None, state, solution.mean, solution.peak, drafted.pool.samples, step,
-        solution.damping, solution.row_sums, largest=old.largest if old else None,
+        solution.damping, solution.row_sums, largest=old.largest if old else None, batch=drafted.pool.batch,
     )  # fmt: skip
 
 
@@ -265,7 +269,7 @@ def factor_of(
         return as_captured(block, parts, scale, dtype, form if len(parts) > 1 else None, generator), pool
     if expanded is not None:
         io, rows = io.expanded(max(io.n, expanded), generator)
-        pool = Pool(rows, pool.ranks)
+        pool = Pool(rows, pool.ranks, rows * pool.batch // pool.samples)
         scale = pool.scale(options)
     if io.kind not in form.kinds:  # a layer of this kind is kept as it was captured
         return io.held(scale, dtype), pool

@@ -206,7 +206,7 @@ def shortening(
 
 def _cap(trust: Tensor | float, q: Tensor, options: Options, curvature: Curvature, ranks: int) -> Tensor:
     if options.loss_reduction == "sum":
-        q = q * ranks / curvature.samples
+        q = q * ranks / (curvature.batch or curvature.samples)
     return (trust / q.clamp(min=torch.finfo(q.dtype).tiny)).clamp(max=1.0)
 
 

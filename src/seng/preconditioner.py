@@ -107,6 +107,7 @@ class Preconditioner:
         self._dtypes: dict[str, torch.dtype] = {}
         self._step = 0
         self._last_refresh = -1
+        self._capture.subset = self._samples.subset(chosen, 0)
 
     def _use(self, layout: Layout, options: Options, strategy: Strategy) -> None:
         """Work with these blocks from now on."""
@@ -246,6 +247,8 @@ class Preconditioner:
         self._last_refresh = self._step if refresh else self._last_refresh
         self._step += 1
         self._capture.armed = self._refresh_due()
+        if self._capture.armed and self._options.curvature_samples is not None:
+            self._capture.subset = self._samples.subset(self._options, self._step)
         return True
 
     def _begin_refresh(self, inputs: StepInputs) -> Refresh | None:
@@ -255,7 +258,8 @@ class Preconditioner:
             self._curvature.pop(name, None)
             self._reach.forget(name)
         idle = taken.samples == 0 and not any(bool(own.square) for own in inputs.gradients.blocks.values())
-        return self._refreshes.begin(taken.members, taken.samples, self._step, self._samples.refused, idle)
+        counts = taken.samples, taken.batch
+        return self._refreshes.begin(taken.members, *counts, self._step, self._samples.refused, idle)
 
     def join_ranks(self, call: str) -> None:
         """Take up the ranks that there are now; the step after it agrees with them on what is held.
@@ -512,12 +516,12 @@ class Preconditioner:
         """Return a function that takes counters and curvature back to what they are now."""
         holders = (self, self._refreshes, self._reach, self._thin, self._sharing, self._samples, self._events)
         held = [(vars(holder), {key: _kept(value) for key, value in vars(holder).items()}) for holder in holders]
-        armed, plan = self._capture.armed, self.strategy.plan
+        armed, subset, plan = self._capture.armed, self._capture.subset, self.strategy.plan
 
         def go_back() -> None:
             for own, before in held:
                 own.update(before)
-            self._capture.armed, self.strategy.plan = armed, plan
+            self._capture.armed, self._capture.subset, self.strategy.plan = armed, subset, plan
 
         return go_back
 
@@ -577,6 +581,7 @@ class Preconditioner:
         self._capture.clear()
         alone = self.strategy.world == 1 and self._sharing.moved(self._curvature, held.carriers) is not None
         self._capture.armed = self._refresh_due() or not alone  # other ranks may have loaded what does not serve
+        self._capture.subset = self._samples.subset(self._options, self._step)
 
 
 def _witnesses(layout: Layout, reweighted: frozenset[str]) -> list[nn.Parameter]:

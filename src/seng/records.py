@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_leaves
 
-from .layers import LayerCall, Names
+from .layers import Layer, LayerCall, Names
+from .per_sample import LayerGradients
 
 Grads = dict[int, Tensor]  # by place of the output
 
@@ -32,6 +33,8 @@ class Use:
         grads: The output gradients that are in ``.grad``.
         loose: Those that were cleared, or taken by ``torch.autograd.grad``.
         spent: Whether nothing more is recorded.
+        samples: Number of samples of the call, where only some of them are kept.
+        reached: Whether a gradient of any sample was other than zero, 0-d, where only some are kept.
     """
 
     args: tuple[Any, ...]
@@ -45,6 +48,8 @@ class Use:
     grads: Grads = field(default_factory=dict)
     loose: Grads = field(default_factory=dict)
     spent: bool = False
+    samples: int | None = None
+    reached: Tensor | None = None
 
     @property
     def x(self) -> Tensor:
@@ -76,6 +81,31 @@ class Use:
         """Return the record of a call with one other input, without gradients so far."""
         return replace(self, args=(x,), kwargs={}, versions=((x, x._version),), grads={}, loose={})
 
+    def has_samples(self, layer: Layer, module: nn.Module, grad: Tensor) -> bool:
+        """Return whether the call can be cut to some of its samples: they are in dimension 0 of its input and output.
+
+        Args:
+            layer: The layer.
+            module: The module.
+            grad: The gradient of its output.
+        """
+        least = layer.batched(module)
+        if least is None or self.overwritten or not (self.args or self.kwargs):
+            return False
+        return self.x.dim() >= least and grad.dim() > 0 and len(grad) == len(self.x)
+
+    def keep(self, index: Tensor) -> None:
+        """Keep some samples of the input alone."""
+        self.samples, self.versions = len(self.x), ()
+        self.args = tuple(_some(x, index) for x in self.args)
+        self.kwargs = {key: _some(x, index) for key, x in self.kwargs.items()}
+
+    def of_some(self, index: Tensor) -> Use:
+        """Return the record of some samples, without gradients."""
+        some = replace(self, grads={}, loose={})
+        some.keep(index)
+        return some
+
     def void(self) -> None:
         """Move what was recorded to what is not in ``.grad``."""
         for output, grad in self.grads.items():
@@ -86,6 +116,21 @@ class Use:
         """Let go of the tensors, and record nothing more: the graph's hooks keep the record while the loss lives."""
         self.args, self.kwargs, self.versions, self.random = (), {}, (), None
         self.grads, self.loose, self.spent = {}, {}, True
+
+
+@dataclass(frozen=True)
+class Given:
+    """What one call of a layer gave.
+
+    Args:
+        drawn: Of the samples that may be drawn, by part.
+        whole: Of all samples, where these are to be compared with ``.grad``; else empty.
+        samples: Number of samples of the call.
+    """
+
+    drawn: dict[Names, LayerGradients]
+    whole: dict[Names, LayerGradients]
+    samples: int
 
 
 @dataclass
@@ -130,14 +175,20 @@ class MicroBatch:
         call: What the model was given and returned, where it was called as a whole.
         uses: By layer.
         started: Whether backward has reached it.
+        place: Among the micro-batches of the step, in the order in which backward reached them.
     """
 
     call: Call
     uses: dict[str, list[Use]] = field(default_factory=dict)
     started: bool = False
+    place: int = 0
 
     def __iter__(self) -> Iterator[Use]:
         return (use for uses in self.uses.values() for use in uses)
+
+
+def _some(x: Any, index: Tensor) -> Any:
+    return x.index_select(0, index) if isinstance(x, Tensor) else x
 
 
 def taken(value: Any, memo: dict[int, Tensor]) -> Any:

@@ -21,6 +21,7 @@ from .gradients import BlockGradients, Gradients
 from .per_sample import LayerGradients
 from .refreshing import Members
 from .sketch import generator_for
+from .subsets import Subset
 
 DISAGREES = (
     "the captured samples do not add up to .grad: the weight is also used outside of its layer, the gradient was "
@@ -39,6 +40,7 @@ class Taken:
         layers: By qualified module name.
         members: By block: what each member gave.
         samples: Number of samples.
+        batch: Number of samples of the batch that they were drawn from.
         probes: By block, what the check compares.
         refused: Reason by name of each block whose samples cannot be used.
     """
@@ -46,6 +48,7 @@ class Taken:
     layers: dict[str, LayerGradients] = field(default_factory=dict)
     members: Members = field(default_factory=dict)
     samples: int = 0
+    batch: int = 0
     probes: dict[str, Probe] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -65,8 +68,19 @@ class Samples:
 
     def __init__(self, layout: Layout, capture: Capture, events: Events, withheld: frozenset[str]):
         self.refused: dict[str, str] = {}
-        self._refreshes, self._ratio = 0, 1.0
+        self._refreshes, self._ratio, self._loose = 0, 1.0, False
         self._layout, self._capture, self._events, self._withheld = layout, capture, events, withheld
+
+    def subset(self, options: Options, step: int) -> Subset | None:
+        """Return which samples hooks are to record for the refresh at a step; None for all.
+
+        Layers whose samples will be compared with their gradients are recorded whole.
+        """
+        if options.curvature_samples is None:
+            return None
+        checked = self._checked(self._loose) if options.gradient_check else set()
+        whole = {member.watched.name for name in checked for member, _ in self._layout.blocks[name].members}
+        return Subset(options.curvature_samples, options.seed, step, frozenset(whole))
 
     def take(self, gradients: Gradients, options: Options, step: int, strategy: Strategy) -> Taken:
         """Take what the hooks captured, and forget it there. What can fail on one rank alone fails here.
@@ -82,6 +96,7 @@ class Samples:
         """
         try:
             captured = self._capture.collect()
+            self._loose = captured.loose
             alone = strategy.world == 1
             grads = gradients.blocks
             if alone and several_ranks():  # gradients of all ranks' samples beside those of this one
@@ -97,7 +112,7 @@ class Samples:
 
     def _look(self, captured: Captured, grads: Mapping[str, BlockGradients], options: Options, step: int) -> Taken:
         checked = self._checked(captured.loose) & grads.keys() if options.gradient_check else set()
-        taken = Taken(captured.layers, samples=captured.samples)
+        taken = Taken(captured.layers, samples=captured.samples, batch=captured.batch)
         for name, block in self._layout.blocks.items():
             refused = [captured.refused[m.name] for m, _ in block.members if m.name in captured.refused]
             try:
@@ -108,9 +123,13 @@ class Samples:
                 taken.refused[name] = refused[0]
             if members:
                 taken.members[name] = members
-            if members and name in checked:
+            every = members
+            if members and name in checked and captured.whole is not captured.layers:
+                known = all(m.name in captured.whole for m, _ in block.members if m.name in captured.layers)
+                every = member_io(block, captured.whole) if known else {}
+            if every and name in checked:
                 generator = generator_for(options.seed, step, name)
-                taken.probes[name] = probe(block, in_place(block, members), grads[name].values, generator)
+                taken.probes[name] = probe(block, in_place(block, every), grads[name].values, generator)
         return taken
 
     def _checked(self, every: bool) -> set[str]:

@@ -173,6 +173,7 @@ def _shapes(factor: Any) -> list[int]:
 
 
 def _curvature(packed: Any, block: Block, step: int) -> Curvature:
+    packed = {"batch": 0, **packed} if isinstance(packed, dict) else packed  # states of earlier versions lack it
     curvature = unpack(packed, block.parameters[0].device)
     try:
         usable = isinstance(curvature, Curvature) and _possible(curvature, block, step) and _works(curvature, block)
@@ -189,7 +190,7 @@ def _possible(curvature: Curvature, block: Block, step: int) -> bool:
     largest = curvature.mean if curvature.largest is None else curvature.largest
     scalars = all(x.shape == () for x in (curvature.mean, curvature.peak, curvature.damping, largest))
     rows = all(x is None or x.dim() == 1 for x in (curvature.row_sums, curvature.row_solution))
-    counts = 0 <= curvature.samples < 2**63 and 0 <= curvature.step < max(step, 1)
+    counts = 0 <= curvature.samples < 2**63 and 0 <= curvature.batch < 2**63 and 0 <= curvature.step < max(step, 1)
     least = curvature.damping >= 0 if curvature.factor is None else curvature.damping > 0  # none: all gradients were 0
     sizes = bool(0 <= curvature.mean <= curvature.peak) and bool(largest >= 0) and bool(least)
     alike = {x.dtype for x in solved} == {block.compute_dtype}

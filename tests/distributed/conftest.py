@@ -12,19 +12,19 @@ import pytest
 from .harness import Job, Outcome, run
 
 LAWS = {
-    1: Job(1, ("scenarios.exact", "scenarios.averaged")),
+    1: Job(1, ("scenarios.exact", "scenarios.averaged", "scenarios.some_samples")),
     2: Job(
         2,
         (
             "scenarios.exact", "scenarios.averaged", "scenarios.replicas", "scenarios.rounding", "scenarios.branches",
-            "scenarios.every_layer",
+            "scenarios.every_layer", "scenarios.some_samples",
             "scenarios.plans_change",
             "traffic.traffic", "traffic.memory", "traffic.automatic", "traffic.foretold", "states.resumed",
             "states.moved", "faults.spoiled", "faults.one_fails", "faults.first_batch_too_small", "faults.mismatched",
         ),
     ),
     3: Job(3, ("scenarios.few_exact", "scenarios.averaged", "traffic.memory")),
-    4: Job(4, ("scenarios.exact", "scenarios.averaged", "traffic.traffic", "traffic.memory")),
+    4: Job(4, ("scenarios.exact", "scenarios.averaged", "scenarios.some_samples", "traffic.traffic", "traffic.memory")),
 }  # fmt: skip
 CUTS = {
     "1": Job(1, ("whole.cut_few",)),

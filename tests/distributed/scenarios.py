@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from itertools import product
+from functools import partial
+from itertools import accumulate, product
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn.utils import parametrizations
 
 from seng import SENG, Preconditioner
 from seng.distributed.plan import Rates
+from seng.subsets import Subset, count_drawn
+from seng.testing import blocks_of, dense_direction, flat_gradient, loop_gradients, relative_error
 
 SAMPLES = 10
 STEPS = 4
@@ -191,6 +194,50 @@ def exact(rank: int, world: int) -> dict[str, float]:
     return found
 
 
+def some_samples(rank: int, world: int) -> dict[str, float]:
+    """Largest relative error of directions beside the dense oracle of the samples that all ranks draw."""
+    found = {}
+    for strategy, reduction, trust in product(("global", "sharded"), ("mean", "sum"), (None, 0.3)):
+        model = Net()
+        blocks = blocks_of(model)
+        rows = {name: loop_gradients(partial(loss_at, model), b.parameters, SAMPLES) for name, b in blocks.items()}
+        pre = Preconditioner(
+            model, distributed=strategy, curvature_samples=0.5, curvature_batch="current", trust=trust,  # type: ignore[arg-type]
+            loss_reduction=reduction,  # type: ignore[arg-type]
+        )  # fmt: skip
+        backward(model, 0, rank, world, reduction)
+        before = {name: flat_gradient(block) for name, block in blocks.items()}
+        pre.step()
+        kept, weights = drawn(world)
+        summed = 1 if reduction == "mean" else SAMPLES / world
+        errors = []
+        for name, block in blocks.items():
+            own = rows[name][kept] * weights[:, None]
+            expected = summed * dense_direction(
+                own, before[name] / summed, damping=0.1, power=0.5, natural=True, trust=trust
+            )
+            errors.append(relative_error(flat_gradient(block), expected))
+        found[f"{strategy}: {reduction}, trust {trust}"] = max(errors)
+        pre.close()
+    return found
+
+
+def loss_at(model: nn.Module, i: int) -> Tensor:
+    """Return the loss of one sample of the first batch."""
+    return losses(model, *(x[i : i + 1] for x in batch(0))).sum()
+
+
+def drawn(world: int) -> tuple[Tensor, Tensor]:
+    """Return the samples of all ranks that half of each rank's are, and what makes their mean that of the batch."""
+    kept, weights = [], []
+    for start, n in zip(accumulate([0, *SPLITS[world]]), SPLITS[world], strict=False):
+        count = count_drawn(0.5, n)
+        kept.append(start + Subset(0.5, 0, 0).first(0, n, count))
+        weights += [n / count] * count if count else []
+    index = torch.cat(kept)
+    return index, (torch.tensor(weights, dtype=torch.float64) * len(index) / SAMPLES).sqrt()
+
+
 def mean_of_ranks(options: dict[str, Any], world: int, make: Callable[[], nn.Module] = Net) -> list[Tensor]:
     """Return the mean of the directions that ranks with samples take one by one, each step from the same place."""
     models = [make() for _ in range(world)]
@@ -227,6 +274,7 @@ LOCAL: dict[str, dict[str, Any]] = {
     "power 1, every step": {"power": 1.0, "curvature_batch": "current", "refresh_every": 1},
     "moving average": {"ema": 0.5, "refresh_every": 2},
     "thin": {"estimator": "implicit", "rank": 1, "sketch_size": 100, "refresh_every": 4},
+    "some samples": {"curvature_samples": 2, "refresh_every": 1},
 }
 
 

@@ -44,7 +44,14 @@ def test_layers_of_several_parts_equal_one_process(laws: dict[int, Outcome], str
     assert laws[2].good()[0]["every_layer"][f"{strategy}: {setting}"] <= EQUAL
 
 
-@pytest.mark.parametrize("setting", ["defaults", "power 1, every step", "moving average", "thin"])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_pooled_curvature_of_some_samples_is_the_dense_oracles(laws: dict[int, Outcome], world: int) -> None:
+    errors = laws[world].good()[0]["some_samples"]
+    assert len(errors) == 8
+    assert max(errors.values()) <= EQUAL
+
+
+@pytest.mark.parametrize("setting", ["defaults", "power 1, every step", "moving average", "thin", "some samples"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_local_is_the_mean_of_directions_taken_one_by_one(laws: dict[int, Outcome], world: int, setting: str) -> None:
     assert laws[world].good()[0]["averaged"][setting] <= EQUAL

@@ -75,6 +75,7 @@ BYTES: dict[str, dict[str, Any]] = {
     "global": {"distributed": "global"},
     "global, power 1": {"distributed": "global", "power": 1.0},
     "global, moving average": {"distributed": "global", "ema": 0.5},
+    "global, some samples": {"distributed": "global", "curvature_samples": 0.5},
     "sharded": {"distributed": "sharded"},
     "sharded, rounded": {"distributed": "sharded", "wire_dtype": "bfloat16"},
     "sharded, implicit": {"distributed": "sharded", "estimator": "implicit", "rank": 1},

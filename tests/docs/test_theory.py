@@ -29,7 +29,6 @@ from seng.func.solvers import SOLVERS
 from seng.linalg import (
     cholesky_coefficients,
     damped_power,
-    eigen_coefficients,
     gram_of_products,
     low_rank_products,
     metric_length,
@@ -38,6 +37,7 @@ from seng.per_sample import PerSampleGradients, Product, Rows, Shape, combine, m
 from seng.per_sample.sketched import sketch_rows, sketch_sides
 from seng.per_sample.truncated import TOLERANCE
 from seng.sketch import SKETCHES, draw
+from seng.solve import EigenState
 from seng.testing import loop_gradients
 
 from ..unsupported import Slope
@@ -196,8 +196,8 @@ def test_equation_10_powers_come_from_the_eigenvalues_of_k(power: float):
     shrunk = ((1 + values / damping) ** -power - 1) / values
     direction = damping**power * damped_power(u @ u.T, damping, power, g)
     assert_close(g + u @ vectors @ (shrunk * (vectors.T @ u.T @ g)), direction)
-    assert_close(g + u @ eigen_coefficients(values, vectors, u.T @ g, scalar(damping), power), direction)
-    flat = eigen_coefficients(values * 0, vectors, u.T @ g, scalar(damping), power)
+    assert_close(g + u @ EigenState(values, vectors).coefficients(u.T @ g, scalar(damping), power), direction)
+    flat = EigenState(values * 0, vectors).coefficients(u.T @ g, scalar(damping), power)
     assert_close(flat, -power / damping * (u.T @ g))
 
 
@@ -444,7 +444,7 @@ def test_directions_of_exact_estimators_keep_bound_17_over_random_draws(
     grads = tuple(
         part.view(shape) for part, shape in zip(g.split([r * c for r, c in factor.shapes]), factor.shapes, strict=True)
     )
-    y = eigen_coefficients(values.clamp(min=0), vectors, factor.mv(grads), scalar(absolute), power)
+    y = EigenState(values.clamp(min=0), vectors).coefficients(factor.mv(grads), scalar(absolute), power)
     d = (g + torch.cat([part.reshape(-1) for part in factor.rmv(y)])) / absolute**power
     trace = float(values.sum())  # c from damping and trace, as the largest eigenvalue is at most that
     assert float(g @ d) >= (1 - ROUNDING) * (absolute + trace) ** -power * float(g @ g)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seng.linalg import damped_power, eigen_coefficients, shrinkage
+from seng.linalg import damped_power, shrinkage
+from seng.solve import EigenState
 
 ACCURACY = 1e-10  # float64 eigenvalues of matrices up to 12 x 12, conditioned up to 1e4
 ROUNDING = 1e-14  # a few operations on one number
@@ -23,7 +24,7 @@ def test_shrinkage_matches_dense_power(n: int, p: int, damping: float, power: fl
     g = torch.randn(p, generator=generator, dtype=torch.float64)
     lam = torch.tensor(damping, dtype=torch.float64)
     values, vectors = torch.linalg.eigh(u.T @ u)
-    direction = g + u @ eigen_coefficients(values, vectors, u.T @ g, lam, power)
+    direction = g + u @ EigenState(values, vectors).coefficients(u.T @ g, lam, power)
     dense = damped_power(u @ u.T, lam, power, g) * damping**power
     assert (direction - dense).norm() <= ACCURACY * dense.norm()
 
@@ -67,5 +68,5 @@ def test_infinite_damping_leaves_the_gradient(power: float) -> None:
     values, vectors = torch.linalg.eigh(u.T @ u)
     for damping in (1e8, 1e12):
         lam = torch.tensor(damping, dtype=torch.float64)
-        change = u @ eigen_coefficients(values, vectors, u.T @ g, lam, power)
+        change = u @ EigenState(values, vectors).coefficients(u.T @ g, lam, power)
         assert change.norm() <= 2 * values[-1] / damping * g.norm()  # |d - g| <= power * e / damping * |g|

@@ -75,3 +75,16 @@ def test_factorise_leaves_the_gram_alone(kind: str) -> None:
     before = k.clone()
     KINDS[kind].factorise(k, torch.tensor(0.1, dtype=torch.float64))
     assert torch.equal(k, before)
+
+
+def test_eigenvalues_follow_every_change_of_damping_and_power_bit_for_bit() -> None:
+    u, g = system(6, 8)
+    y = u.T @ g
+    state, _ = EigenState.factorise(u.T @ u, torch.tensor(0.1))
+    assert isinstance(state, EigenState)
+    for damping, power in [(0.1, 0.5), (0.1, 0.5), (0.2, 0.5), (0.2, 1.0), (0.1, 1.0), (0.1, 0.5)]:
+        value = torch.tensor(damping, dtype=torch.float64)
+        fresh = EigenState(state.values, state.vectors)
+        assert torch.equal(state.coefficients(y, value, power), fresh.coefficients(y, value, power))
+        pairs = zip(state.with_metric(y, value, power), fresh.with_metric(y, value, power), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)

@@ -12,6 +12,7 @@ from torch import nn
 from seng.apps.recipes import build_recipe
 from seng.apps.train.config import OptimizerConfig, RunConfig, ScheduleConfig, SengConfig
 from seng.apps.train.optimizers import build_optimizer, build_schedule
+from seng.apps.train.settings import from_dict, override, to_dict
 from seng.errors import SengError
 from seng.optimizer import SENG
 
@@ -32,6 +33,16 @@ def test_recipes_may_reweight():
     assert _seng(**reweighted, distributed="none").preconditioner.options.reweight
     with pytest.raises(SengError, match="reweight does not go with this distributed"):
         _seng(**reweighted)
+
+
+@pytest.mark.parametrize(("text", "samples"), [("16", 16), ("0.25", 0.25), ("none", None)])
+def test_recipes_may_take_some_samples(text: str, samples: float | None):
+    config = override(build_recipe("digits"), {"curvature_samples": text})
+    assert from_dict(to_dict(config)) == config
+    optimizer = build_optimizer(nn.Linear(4, 2), config, steps_per_epoch=10)
+    assert isinstance(optimizer, SENG)
+    found = optimizer.preconditioner.options.curvature_samples
+    assert (found, type(found)) == (samples, type(samples))
 
 
 def _rates(config: ScheduleConfig, epochs: int, steps_per_epoch: int) -> list[float]:

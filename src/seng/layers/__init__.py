@@ -7,7 +7,7 @@ a lookup are named together, by a tuple. A new layer is a call of ``register``, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -68,26 +68,43 @@ def apart(module: nn.Module) -> tuple[Names, ...]:
     return ("weight",), ("bias",)
 
 
+def at_least(dimensions: int) -> Callable[[nn.Module], int]:
+    """Return a function that gives a number of dimensions, whatever the module."""
+    return lambda module: dimensions
+
+
+def spatial(module: nn.Module) -> int:
+    """Return the number of dimensions of a convolution's input with a batch."""
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    return len(module.kernel_size) + 2
+
+
+def normalised(module: nn.Module) -> int:
+    """Return the number of dimensions of a normalisation's smallest input with a batch."""
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    return len(module.normalized_shape) + 1
+
+
 LAYERS: dict[type[nn.Module], Layer] = {
-    nn.Linear: Layer(linear, affine),
-    nn.Conv1d: Layer(convolution, affine),
-    nn.Conv2d: Layer(convolution, affine),
-    nn.Conv3d: Layer(convolution, affine),
+    nn.Linear: Layer(linear, affine, batched=at_least(2)),
+    nn.Conv1d: Layer(convolution, affine, batched=spatial),
+    nn.Conv2d: Layer(convolution, affine, batched=spatial),
+    nn.Conv3d: Layer(convolution, affine, batched=spatial),
     nn.ConvTranspose1d: Layer(transposed_convolution, apart, joint=True),
     nn.ConvTranspose2d: Layer(transposed_convolution, apart, joint=True),
     nn.ConvTranspose3d: Layer(transposed_convolution, apart, joint=True),
     nn.Bilinear: Layer(bilinear, affine),
-    nn.Embedding: Layer(embedding, affine, unsupported_embedding),
+    nn.Embedding: Layer(embedding, affine, unsupported_embedding, batched=at_least(1)),
     nn.EmbeddingBag: Layer(embedding_bag, affine, unsupported_embedding),
     nn.BatchNorm1d: Layer(batch_norm, affine),
     nn.BatchNorm2d: Layer(batch_norm, affine),
     nn.BatchNorm3d: Layer(batch_norm, affine),
-    nn.LayerNorm: Layer(layer_norm, affine),
-    nn.GroupNorm: Layer(group_norm, affine),
+    nn.LayerNorm: Layer(layer_norm, affine, batched=normalised),
+    nn.GroupNorm: Layer(group_norm, affine, batched=at_least(2)),
     nn.InstanceNorm1d: Layer(instance_norm, affine),
     nn.InstanceNorm2d: Layer(instance_norm, affine),
     nn.InstanceNorm3d: Layer(instance_norm, affine),
-    nn.RMSNorm: Layer(rms_norm, affine),
+    nn.RMSNorm: Layer(rms_norm, affine, batched=normalised),
     nn.PReLU: Layer(prelu),
     nn.MultiheadAttention: Layer(attention, attention_parts, draws=attention_draws, reads=True),
     nn.LSTM: Layer(recurrent, recurrent_parts, draws=recurrent_draws, reads=True),

@@ -70,6 +70,11 @@ def supported(module: nn.Module) -> str | None:
     return None
 
 
+def unknown(module: nn.Module) -> int | None:
+    """Return None: calls cannot be cut to some of their samples."""
+    return None
+
+
 def never(module: nn.Module) -> bool:
     """Return False: no module of the type draws."""
     return False
@@ -86,6 +91,8 @@ class Layer:
         joint: Whether the parts are preconditioned together, as one block.
         draws: Whether a module draws random numbers in its call, which the function has to draw again.
         reads: Whether the function reads the parameters' values, which have to be whole then.
+        batched: Number of dimensions from which on an input has its samples in dimension 0, where the layer has one
+            input and treats each sample by itself; None: calls cannot be cut to some of their samples.
     """
 
     function: LayerFunction
@@ -94,6 +101,7 @@ class Layer:
     joint: bool = False
     draws: Callable[[nn.Module], bool] = field(default=never)
     reads: bool = False
+    batched: Callable[[nn.Module], int | None] = field(default=unknown)
 
 
 def parameter_of(module: nn.Module, name: str) -> Tensor | None:

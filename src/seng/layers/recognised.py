@@ -42,7 +42,9 @@ def input_major_linear(module: nn.Module, call: LayerCall) -> Gradients:
 def _conv1d(module: nn.Module) -> Layer | None:
     for kind in type(module).__mro__:
         if (kind.__module__, kind.__qualname__) == CONV1D and type(module).forward is kind.forward:
-            return Layer(input_major_linear, lambda module: (("weight",), ("bias",)), joint=True)
+            return Layer(
+                input_major_linear, lambda module: (("weight",), ("bias",)), joint=True, batched=lambda module: 2
+            )
     return None
 
 
@@ -74,7 +76,7 @@ def _rms_norm(module: nn.Module) -> Layer | None:
         norm = RootMeanSquareNorm(eps)
         with torch.device("cpu"):
             if _computes(module, name, norm, len(weight)):
-                return Layer(norm)
+                return Layer(norm, batched=lambda module: 2)
     return None
 
 

@@ -3,14 +3,13 @@
 from .gram import gram_of_products, gram_of_rows
 from .krylov import krylov_coefficients
 from .lowrank import low_rank_products
-from .powers import damped_power, shrinkage
+from .powers import damped_power, shrinkage, shrinkages
 from .triangles import pack_triangle, triangle_size, unpack_triangle
-from .woodbury import cholesky_coefficients, eigen_coefficients, metric_length
+from .woodbury import cholesky_coefficients, metric_length
 
 __all__ = [
     "cholesky_coefficients",
     "damped_power",
-    "eigen_coefficients",
     "gram_of_products",
     "gram_of_rows",
     "krylov_coefficients",
@@ -18,6 +17,7 @@ __all__ = [
     "metric_length",
     "pack_triangle",
     "shrinkage",
+    "shrinkages",
     "triangle_size",
     "unpack_triangle",
 ]

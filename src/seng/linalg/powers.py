@@ -15,10 +15,21 @@ def shrinkage(eigenvalues: Float[Tensor, " n"], damping: Float[Tensor, ""], powe
 
     Cost: O(n). Source: the binomial form of (F + damping I)^-power on the range of U.
     """
+    return shrinkages(eigenvalues, damping, power)[0]
+
+
+def shrinkages(
+    eigenvalues: Float[Tensor, " n"], damping: Float[Tensor, ""], *powers: float
+) -> list[Float[Tensor, " n"]]:
+    """Return ``shrinkage`` for several powers, which share a logarithm. Cost: O(n)."""
     ratio = eigenvalues.clamp(min=0) / damping
-    safe = torch.where(ratio > 0, ratio, torch.ones_like(ratio))
-    quotient = torch.expm1(-power * torch.log1p(safe)) / safe
-    return torch.where(ratio > 0, quotient, torch.full_like(ratio, -power)) / damping
+    positive = ratio > 0
+    safe = torch.where(positive, ratio, torch.ones_like(ratio))
+    log = torch.log1p(safe)
+    return [
+        torch.where(positive, torch.expm1(-power * log) / safe, torch.full_like(ratio, -power)) / damping
+        for power in powers
+    ]
 
 
 def damped_power(

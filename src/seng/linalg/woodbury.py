@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .powers import shrinkage
-
 CANCELLATION = 16.0  # roundings of g.g, and of z.K z, that the difference of g.g and y.z may be off by
 
 
@@ -20,17 +18,6 @@ def cholesky_coefficients(factor: Float[Tensor, "n n"], y: Float[Tensor, " n"]) 
     Then damping (F + damping I)^-1 g = g + U z. Cost: n^2 multiply-adds. Source: PAPER section 1.
     """
     return torch.cholesky_solve(y[:, None], factor)[:, 0].neg_()
-
-
-def eigen_coefficients(
-    values: Float[Tensor, " k"],
-    vectors: Float[Tensor, "n k"],
-    y: Float[Tensor, " n"],
-    damping: Float[Tensor, ""],
-    power: float,
-) -> Float[Tensor, " n"]:
-    """Return z = W shrinkage(E) W^T y with K = W E W^T, for any damping and power. Cost: 2 n k."""
-    return vectors @ (shrinkage(values, damping, power) * (vectors.T @ y))
 
 
 def metric_length(

@@ -17,6 +17,7 @@ from ..distributed.ranks import Ranks
 from ..grouping import lay_out
 from ..refreshing.census import Census
 from ..refreshing.proposals import overhead, propose
+from ..subsets import cut_shape
 from ..wrappers import unwrap
 from .network import Forecast, Machine, Network, forecast, plain
 from .report import plan
@@ -59,7 +60,8 @@ def forecasts(
         seconds = FORWARD_AND_BACKWARD * plan(model, inputs, **options).backward_flops / flops
     chosen = Options.build("forecasts()", options)
     layout = lay_out(unwrap(model, "forecasts()"), chosen, "forecasts()")
-    layers = captured_shapes(model, inputs, layout)
+    every = captured_shapes(model, inputs, layout)
+    layers = {name: cut_shape(io, chosen.curvature_samples) for name, io in every.items()}
     members = {name: own for name, block in layout.blocks.items() if (own := member_io(block, layers))}
     shapes = {name: {k: io.shape for k, io in own.items()} for name, own in members.items()}
     samples = next(io.n for own in members.values() for io in own.values())
@@ -71,7 +73,7 @@ def forecasts(
         found.append(plain(world, machine, network))
         for strategy in on_paper(world, chosen, Rates(flops, network.bandwidth)):
             proposal = propose(layout, chosen, strategy, census, 0)
-            found.append(forecast(proposal.plan, proposal.loads, overhead(layout, strategy), machine, network))
+            found.append(forecast(proposal.plan, proposal.loads, overhead(layout, chosen, strategy), machine, network))
     return found
 
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..blocks import Block, reweightable
+from ..blocks import Block, Layout, reweightable
 from ..config import OptionKeywords, Options, shows_options
 from ..curvature import block_io
 from ..distributed import require_strategy
 from ..errors import OrderError
 from ..estimators import Choice
 from ..grouping import lay_out
-from ..per_sample import Shape
+from ..per_sample import LayerGradients, Shape
+from ..subsets import cut_shape
 from ..wrappers import unwrap
 from .choice import choose_all
 from .shapes import captured_shapes
@@ -77,6 +78,8 @@ class Plan:
         unused: Blocks the inputs did not reach.
         passed_through: Reason by name of each parameter that is not preconditioned.
         parameter_bytes: Bytes of the model's parameters.
+        batch: Number of samples of the batch.
+        samples: How many of them make curvature.
     """
 
     rows: tuple[PlanRow, ...]
@@ -84,6 +87,8 @@ class Plan:
     unused: tuple[str, ...]
     passed_through: dict[str, str]
     parameter_bytes: int
+    batch: int
+    samples: int
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +135,8 @@ class Plan:
         """Return what the whole table adds up to, in sentences."""
         ratio = self.nbytes / self.parameter_bytes
         lines = [f"{self.nbytes / 2**20:,.2f} MiB of curvature, {ratio:.2f} times the parameters"]
+        if self.samples < self.batch:
+            lines.append(f"{self.samples} of {self.batch} samples make curvature")
         shares = ", ".join(f"every {interval}: {share:.1%}" for interval, share in self.shares(intervals).items())
         return [*lines, f"flops as a share of the backward pass, refreshed {shares}"]
 
@@ -140,6 +147,8 @@ class Plan:
             "unused": list(self.unused),
             "passed_through": self.passed_through,
             "interval": self.interval,
+            "batch": self.batch,
+            "samples": self.samples,
             "nbytes": self.nbytes,
             "parameter_bytes": self.parameter_bytes,
             "backward_flops": self.backward_flops,
@@ -175,23 +184,20 @@ def plan(
     chosen = checked_options("plan()", dict(options))
     layout = lay_out(unwrap(model, "plan()"), chosen, "plan()")
     layers = captured_shapes(model, inputs, layout)
-    sizes = {
-        name: Shape.of_block(
-            [io.shape for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, chosen.expanded, block.tied
-        )
-        for name, block in layout.blocks.items()
-        if any(entry.name in layers for entry, _ in block.members)
-    }
+    sizes = _sizes(layout, layers, chosen)
     if not sizes:
         raise OrderError(
             "plan()", "no layer was reached", expected="inputs that the supported layers read", got=list(layout.blocks),
             fix="Pass a batch as training does",
         )  # fmt: skip
     interval = chosen.interval_at(0, "plan()")
-    choices = choose_all(sizes, chosen, 0, "plan()", reweightable(layout) if chosen.reweight else ())
+    drawn = {name: cut_shape(io, chosen.curvature_samples) for name, io in layers.items()}
+    kept = _sizes(layout, drawn, chosen)
+    choices = choose_all(kept, chosen, 0, "plan()", reweightable(layout) if chosen.reweight else ())
     rows = tuple(PlanRow(name, _types(layout.blocks[name]), size, choices[name]) for name, size in sizes.items())
     unused = tuple(name for name in layout.blocks if name not in sizes)
-    return Plan(rows, interval, unused, layout.passed, sum(p.nbytes for p in model.parameters()))
+    counts = next((layers[name].n, drawn[name].n) for name in layers)
+    return Plan(rows, interval, unused, layout.passed, sum(p.nbytes for p in model.parameters()), *counts)
 
 
 def checked_options(call: str, given: dict[str, Any]) -> Options:
@@ -199,6 +205,16 @@ def checked_options(call: str, given: dict[str, Any]) -> Options:
     options = Options.build(call, given)
     require_strategy(options.distributed, call)
     return options
+
+
+def _sizes(layout: Layout, layers: Mapping[str, LayerGradients], options: Options) -> dict[str, Shape]:
+    return {
+        name: Shape.of_block(
+            [io.shape for io, _ in block_io(block, layers)], block.compute_dtype.itemsize, options.expanded, block.tied
+        )
+        for name, block in layout.blocks.items()
+        if any(entry.name in layers for entry, _ in block.members)
+    }
 
 
 def _types(block: Block) -> str:

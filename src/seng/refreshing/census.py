@@ -16,16 +16,18 @@ class Census:
     Args:
         samples: By rank.
         shapes: By rank: of each block that was used, each member's.
+        batches: By rank, the number of samples that these were drawn from; empty: all of them.
     """
 
     samples: tuple[int, ...]
     shapes: tuple[dict[str, dict[int, Shape]], ...]
+    batches: tuple[int, ...] = ()
 
     @classmethod
     def gather(
         cls,
         members: Mapping[str, Mapping[int, LayerGradients]],
-        samples: int,
+        counts: Sequence[int],
         entries: Sequence[tuple[str, int]],
         everyones: Callable[[list[int]], list[list[int]]],
     ) -> Census:
@@ -33,11 +35,11 @@ class Census:
 
         Args:
             members: By block and member, the samples.
-            samples: Their number.
+            counts: Their number; and, where some are left out by choice, that of those they were drawn from.
             entries: The blocks and members that any rank may have samples of.
             everyones: Returns every rank's integers.
         """
-        row = [samples]
+        row = [*counts]
         for block, k in entries:
             io = members.get(block, {}).get(k)
             row += (Shape() if io is None else io.shape).numbers()
@@ -45,10 +47,11 @@ class Census:
         shapes: list[dict[str, dict[int, Shape]]] = [{} for _ in rows]
         for row, own in zip(rows, shapes, strict=True):
             for place, (block, k) in enumerate(entries):
-                shape = Shape.of_numbers(row[1 + place * NUMBERS : 1 + (place + 1) * NUMBERS])
+                shape = Shape.of_numbers(row[len(counts) :][place * NUMBERS : (place + 1) * NUMBERS])
                 if shape.kind != "absent":
                     own.setdefault(block, {})[k] = shape
-        return cls(tuple(row[0] for row in rows), tuple(shapes))
+        batches = tuple(row[1] for row in rows) if len(counts) > 1 else ()
+        return cls(tuple(row[0] for row in rows), tuple(shapes), batches)
 
     def of(self, block: str) -> list[dict[int, Shape]]:
         """Return each rank's shapes of a block, empty where it was not used."""
@@ -62,7 +65,8 @@ class Census:
     def without(self, ranks: set[int]) -> Census:
         """Return the census as if some ranks had no samples."""
         samples = tuple(0 if rank in ranks else n for rank, n in enumerate(self.samples))
-        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.shapes)))
+        batches = tuple(0 if rank in ranks else n for rank, n in enumerate(self.batches))
+        return Census(samples, tuple({} if rank in ranks else own for rank, own in enumerate(self.shapes)), batches)
 
     def joined(self, block: str, pooled: bool) -> dict[int, Shape]:
         """Return the shapes of a block's samples on all ranks together, or of the largest share."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Incoming:
     """The samples of a refresh, taken block by block so that they die with it.
 
     Args:
-        samples: By rank.
+        pools: By rank, its samples.
         alone: Blocks that this rank makes curvature of by itself.
         shared: Blocks whose curvature all ranks make, each a part of the work.
         take: Gives every rank's parts of a block, or this rank's alone.
@@ -33,7 +33,7 @@ class Incoming:
 
     def __init__(
         self,
-        samples: tuple[int, ...],
+        pools: Sequence[Pool],
         alone: set[str],
         shared: set[str],
         take: Callable[[str], list[BlockParts]],
@@ -41,18 +41,19 @@ class Incoming:
         refreshed: set[str],
     ):
         self.alone, self.shared, self.refreshed = alone, shared, refreshed
-        self._samples, self._take, self._strategy = samples, take, strategy
+        self._pools, self._take, self._strategy = pools, take, strategy
 
     def take(self, block: Block) -> tuple[BlockParts, Pool]:
         """Return the samples of the block's curvature."""
         parts = self._take(block.name)
         if self._strategy.pooled:
-            return pooled(block, parts), Pool(sum(self._samples), self._strategy.world)
-        return parts[0], Pool(self._samples[self._strategy.rank])
+            samples, batch = sum(own.samples for own in self._pools), sum(own.batch for own in self._pools)
+            return pooled(block, parts), Pool(samples, self._strategy.world, batch)
+        return parts[0], self._pools[self._strategy.rank]
 
     def take_each(self, block: Block) -> list[tuple[BlockParts, Pool]]:
         """Return each rank's samples, for a block whose thin factors are shared."""
-        return [(parts, Pool(n)) for parts, n in zip(self._take(block.name), self._samples, strict=True)]
+        return list(zip(self._take(block.name), self._pools, strict=True))
 
 
 def exchange(
@@ -90,7 +91,9 @@ def exchange(
         (arrived - shared) | (set(members) - set(specs)),
         {name for own in census.shapes for name in own},
     )
-    return Incoming(census.samples, alone, shared, take, strategy, refreshed)
+    counts = zip(census.samples, census.batches or census.samples, strict=True)
+    pools = [Pool(n, batch=batch) for n, batch in counts]
+    return Incoming(pools, alone, shared, take, strategy, refreshed)
 
 
 def _maker(

@@ -64,7 +64,7 @@ def propose(
     choices = _choose(layout, options, strategy, census, step, reweighted)
     loads = _loads(layout, options, strategy, census, choices, columns or {})
     interval, budget = options.interval_at(step), options.memory_budget
-    plan = strategy.arrange(loads, interval, overhead(layout, strategy), budget)
+    plan = strategy.arrange(loads, interval, overhead(layout, options, strategy), budget)
     if layout.passing and bounds_passing(options) and layout.cut_among > 1:
         told = 8 * (strategy.world - 1)  # the square of the parts of gradients that pass through
         plan = replace(plan, step_bytes=tuple(count + told for count in plan.step_bytes))
@@ -136,10 +136,10 @@ def _load(
     )
 
 
-def overhead(layout: Layout, strategy: Strategy) -> int:
+def overhead(layout: Layout, options: Options, strategy: Strategy) -> int:
     """Bytes of every refresh beside samples: the census, the gradient check and the table of mean eigenvalues."""
-    check = 0 if layout.sharded else COLUMNS
-    return (strategy.world - 1) * 8 * (1 + NUMBERS * len(entries_of(layout)) + (1 + check) * len(layout.blocks))
+    check, counts = 0 if layout.sharded else COLUMNS, 1 if options.curvature_samples is None else 2
+    return (strategy.world - 1) * 8 * (counts + NUMBERS * len(entries_of(layout)) + (1 + check) * len(layout.blocks))
 
 
 def _part_bytes(block: Block, strategy: Strategy) -> tuple[int, ...]:

@@ -44,13 +44,14 @@ class Refreshes:
         self.layout, self.sharing, self.reach, self.thin, self.count = layout, sharing, reach, thin, count
 
     def begin(
-        self, members: Members, samples: int, step: int, refused: Collection[str] = (), idle: bool = False
+        self, members: Members, samples: int, batch: int, step: int, refused: Collection[str] = (), idle: bool = False
     ) -> Refresh | None:
         """Agree with the other ranks on who makes curvature of what. A collective call.
 
         Args:
             members: What this rank captured.
             samples: Number of its samples.
+            batch: Number of samples that they were drawn from.
             step: The step.
             refused: Blocks whose samples cannot be used.
             idle: Whether there are neither samples nor gradients other than zeros.
@@ -64,7 +65,8 @@ class Refreshes:
             MemoryBudgetError: No plan fits the memory budget.
         """
         sharing, options = self.sharing, self.sharing.options
-        census = Census.gather(members, samples, sharing.entries, sharing.strategy.census)
+        counts = (samples,) if options.curvature_samples is None else (samples, batch)
+        census = Census.gather(members, counts, sharing.entries, sharing.strategy.census)
         ranks = range(len(census.samples))
         rows = [census.rows(rank, options.positions) for rank in ranks]
         once = options.serves_once(step)  # nothing held could serve instead

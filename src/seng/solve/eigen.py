@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..linalg import eigen_coefficients, shrinkage
+from ..linalg import shrinkages
 from .state import FactorisationError, LinAlgError, SolveState, require_finite
 
 
@@ -28,6 +28,21 @@ class EigenState(SolveState):
     values: Float[Tensor, " n"]
     vectors: Float[Tensor, "n n"]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_known", (None, []))  # no field: it is neither saved nor moved
+
+    def shrinkages(self, damping: Tensor, *powers: float) -> list[Float[Tensor, " n"]]:
+        """Return ``linalg.shrinkages`` of the eigenvalues; the last ones are kept, since most dampings stay.
+
+        On a GPU they are computed each time: reading the damping would wait for the device.
+        """
+        if damping.is_cuda:
+            return shrinkages(self.values, damping, *powers)
+        asked = float(damping), powers
+        if self._known[0] != asked:  # type: ignore[attr-defined]
+            object.__setattr__(self, "_known", (asked, shrinkages(self.values, damping, *powers)))
+        return self._known[1]  # type: ignore[attr-defined]
+
     @classmethod
     def factorise(cls, gram: Float[Tensor, "n n"], damping: Tensor) -> tuple[SolveState, int]:
         """Cost: 10 n^3 multiply-adds."""
@@ -38,15 +53,17 @@ class EigenState(SolveState):
         self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
     ) -> Float[Tensor, " n"]:
         """Cost: 2 n^2."""
-        return eigen_coefficients(self.values, self.vectors, y, damping, power)
+        (own,) = self.shrinkages(damping, power)
+        return self.vectors @ (own * (self.vectors.T @ y))
 
     def with_metric(
         self, y: Float[Tensor, " n"], damping: Tensor, power: float, tolerance: float = 0.0
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Cost: 3 n^2."""
         seen = self.vectors.T @ y
-        z = self.vectors @ (shrinkage(self.values, damping, power) * seen)
-        return z, z if power == 1.0 else self.vectors @ (shrinkage(self.values, damping, 1.0) * seen)
+        own, metric = self.shrinkages(damping, power, 1.0)
+        z = self.vectors @ (own * seen)
+        return z, z if power == 1.0 else self.vectors @ (metric * seen)
 
     def matvec(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         return self.vectors @ (self.values * (self.vectors.T @ x))

@@ -142,7 +142,7 @@ def check_direction(
             power=chosen.power,
             relative=chosen.damping_mode == "relative",
             natural=chosen.natural,
-            trust=chosen.trust,
+            trust=1.0 if chosen.trust == "auto" else chosen.trust,  # of a first direction
         )
         _require_close("check_direction", name, flat_gradient(blocks[name]), expected, tolerance)
 

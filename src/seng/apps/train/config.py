@@ -83,6 +83,7 @@ class SengConfig:
     power: float = 0.5
     refresh_every: int = 10
     refresh_always_until: int = 0
+    curvature_samples: int | float | None = None
     curvature_batch: str = "previous"
     trust: float | Literal["auto"] | None = "auto"
     ema: float = 0.0
