@@ -17,7 +17,7 @@ from .solvers import SOLVERS, Damping, LeastSquares, Solution, Solver
 from .trees import Params, params_of
 
 FEW = 32  # parameters, of which each is taken to have a unit of its own
-PROBE = 0.1  # step length of the difference for second derivatives; Source: Transtrum, Sethna (2012), section 4
+CORRECTIONS = 2  # of a path
 
 
 @dataclass(frozen=True)
@@ -167,21 +167,30 @@ class Directions:
         d = (scaled * self._columns).to(self._columns.dtype)
         return d, _info(self._problem, self._losses, lin, solver, solution, scaled, float(d.norm()))
 
-    def bend(self, d: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-        """Return b of the path parameters - t d - t^2 b, which follows the residuals' curvature along d.
+    def bend(self, d: Float[Tensor, " p"], length: float) -> Float[Tensor, " p"]:
+        """Return b of the path parameters - t d - t^2 b, whose residuals at a length t are what the linear model says.
 
-            b = J^T (K + lambda I)^-1 r'' / 2,   r'' the second derivative of the residuals along d, by differences.
+            b <- b + J^T (K + lambda I)^-1 (r(parameters - t d - t^2 b) - (r - t J d)) / t^2,   from b = 0
 
-        To second order in t the residuals then move as the linear model says, as far as the damping lets them.
+        These are steps of Newton's method with J held, as far as the damping lets them.
 
-        Cost: a forward pass and a solution.
-        Source: Transtrum, Sethna, "Improvements to the Levenberg-Marquardt algorithm" (2012), sections 2 and 4.
+        Args:
+            d: The direction.
+            length: t.
+
+        Cost: a forward pass and a solution for each of CORRECTIONS.
+        Source: Transtrum, Sethna, "Improvements to the Levenberg-Marquardt algorithm" (2012), section 4, for the first
+        of them; Kelley, "Iterative Methods for Linear and Nonlinear Equations" (1995), section 5.4, for the others.
         """
         assert self._solver is not None
-        lin, params = self._lin, self._problem.params
-        there = self._problem.residuals(Path(d).at(PROBE, params))
-        second = 2 / PROBE * ((there - lin.r) / PROBE + lin.rows.mv(d / self._columns).to(lin.r))
-        return self._solver.direction(second).d.to(d) * self._columns / 2
+        lin, params, b = self._lin, self._problem.params, torch.zeros_like(d)
+        promised = lin.r - length * lin.rows.mv(d / self._columns).to(lin.r)
+        for _ in range(CORRECTIONS):
+            missed = self._problem.residuals(Path(d, b).at(length, params)) - promised
+            b = b + self._solver.direction(missed, rough=True).d.to(d) * self._columns / length**2
+            if not bool(b.isfinite().all()):
+                break
+        return b
 
     def norm(self, d: Float[Tensor, " p"]) -> float:
         """Return the norm that the damping takes of a direction."""

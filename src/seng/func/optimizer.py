@@ -65,7 +65,7 @@ class NaturalGradient:
         d = argmin |J d - r|^2 + lambda |d - momentum * before|^2
         parameters <- parameters - length * d - length^2 * b
 
-    with ``before`` what the last step took off, and b what the residuals' curvature along d asks for. Where no length
+    with ``before`` what the last step took off, and b what makes residuals follow the linear model along the path. Where no length
     lowers the loss, or the path bends too much, a damping that follows the gain ratio is raised and the step tried
     again without momentum: rows and K are made once. A step whose losses are not finite, whose system cannot be solved,
     or that fails with every damping leaves the parameters as they are and is counted.
@@ -211,7 +211,7 @@ class NaturalGradient:
                 return self._stay("unsolved", str(error), loss, damping, attempt, info)
             jittered |= info.rungs > 0
             converged = not info.promised(self.lr) > directions.rounding
-            path = Path(d, directions.bend(d) if self.acceleration else None)
+            path = Path(d, directions.bend(d, self.lr) if self.acceleration else None)
             length, after = self._length(problem, directions, path, info)
             if length:
                 self._count(jittered=jittered, converged=converged)
@@ -225,7 +225,7 @@ class NaturalGradient:
         self._stuck = anew if converged else self._stuck or anew
         self.damping = self.damping if converged else self._rule(damping, None)
         reason = WITHIN_ROUNDING if converged else "no step length lowers the loss"
-        if converged and not self.counters["converged"] and self._layout.leaves[0].dtype != torch.float64:
+        if converged and not self.counters["rejected"] and self._layout.leaves[0].dtype != torch.float64:
             warnings.warn(f"step rejected, parameters kept: {reason}. float64 goes further.", stacklevel=3)
         self._count(jittered=jittered, converged=converged)
         return self._stay("rejected", reason, loss, damping, attempt, info, converged)
