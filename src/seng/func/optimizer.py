@@ -65,10 +65,10 @@ class NaturalGradient:
         d = argmin |J d - r|^2 + lambda |d - momentum * before|^2
         parameters <- parameters - length * d - length^2 * b
 
-    with ``before`` what the last step took off, and b what makes residuals follow the linear model along the path. Where no length
-    lowers the loss, or the path bends too much, a damping that follows the gain ratio is raised and the step tried
-    again without momentum: rows and K are made once. A step whose losses are not finite, whose system cannot be solved,
-    or that fails with every damping leaves the parameters as they are and is counted.
+    with ``before`` what the last step took off, and b what makes residuals follow the linear model along the path.
+    Where no length lowers the loss, or the path bends too much, a damping that follows the gain ratio is raised and the
+    step tried again without momentum: rows and K are made once. A step whose losses are not finite, whose system cannot
+    be solved, or that fails with every damping leaves the parameters as they are and is counted.
 
     Args:
         params: As in ``natural_gradient``. Accepted steps write into these tensors in place.
@@ -156,7 +156,7 @@ class NaturalGradient:
     @torch.no_grad()
     def step_on(self, problem: Problem) -> StepResult:
         """Take one step on a loss, given as a function of these parameters."""
-        losses = problem.losses(self._layout.values())
+        losses = problem.present_losses
         loss = losses.sum().item()
         if self._stuck is not None and isfinite(loss) and not isclose(loss, self._stuck[0], rel_tol=NEW):
             self.damping, self._stuck = self._stuck[1], None
