@@ -559,3 +559,21 @@ def test_term_whose_rows_are_zero_is_warned_of() -> None:
     terms: Any = {"inside": lambda u, x: laplacian(u, x) - 1, "edge": lambda u, x: u(x)}
     with pytest.warns(UserWarning, match="no output of 'inside' depends on a parameter.*ReLU"):
         natural_gradient(terms, net, {"inside": draw(4, 2), "edge": draw(4, 2)})
+
+
+def test_unit_of_a_parameter_fades_with_its_column() -> None:
+    problem = problem_of(curve, params_of(START.clone(), "test"), X, Settings(), 0, "test")
+    norms = Directions(problem, problem.present_losses, torch.zeros(2, dtype=DTYPE)).largest
+    assert norms is not None
+    before = norms * torch.tensor([8.0, 0.5], dtype=DTYPE)
+    after = Directions(problem, problem.present_losses, before).largest
+    torch.testing.assert_close(after, norms * torch.tensor([6.0, 1.0], dtype=DTYPE), rtol=SAME, atol=0)
+
+
+def test_losses_at_the_parameters_come_from_the_outputs() -> None:
+    net, batch = network(width=6), {"a": draw(7, 2), "b": draw(5, 2)}
+    functions = {"a": lambda u, x: u(x), "b": poisson}
+    for fisher in ("gauss_newton", "empirical"):
+        settings = Settings(fisher=fisher, weights={"b": 3.0})
+        problem = problem_of(functions, params_of(net, "test"), batch, settings, 0, "test")
+        torch.testing.assert_close(problem.present_losses, problem.losses(problem.params.values()), rtol=SAME, atol=0)

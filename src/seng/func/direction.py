@@ -18,6 +18,7 @@ from .trees import Params, params_of
 
 FEW = 32  # parameters, of which each is taken to have a unit of its own
 CORRECTIONS = 2  # of a path
+FADING = 0.75  # a step, of what is known of a column's largest norm
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,7 @@ def natural_gradient(
     if previous is not None and momentum:
         start = momentum * _flat(previous, layout.restore(layout.values()), call)
     problem = problem_of(residual_fn, layout, batch, chosen, 0, call)
-    losses = problem.losses(layout.values())
-    d, info = Directions(problem, losses).at(damping, start)
+    d, info = Directions(problem, problem.present_losses).at(damping, start)
     return layout.restore(layout.split(d)), info
 
 
@@ -120,7 +120,8 @@ class Directions:
     Args:
         problem: The loss and its parameters.
         losses: Its losses by term at the parameters.
-        largest: Largest norm of each column of J so far, [p], by which parameters are scaled; None: not at all.
+        largest: Largest norm of each column of J so far, fading from step to step, [p], by which parameters are scaled;
+            None: not at all.
 
     Attributes:
         largest: The same with the present norms, or None.
@@ -138,7 +139,7 @@ class Directions:
         eps = torch.finfo(leaves[0].dtype).eps
         last = eps * float((norms * torch.cat([leaf.reshape(-1) for leaf in leaves])).norm())
         self.rounding = eps * abs(float(losses.sum())) + last * float(self._lin.r.norm()) + last**2 / 2
-        self.largest = None if largest is None else torch.maximum(largest, norms)
+        self.largest = None if largest is None else torch.maximum(FADING * largest, norms)
         self._columns = torch.ones_like(norms) if self.largest is None else _scales(problem.params, self.largest)
         if not bool((self._columns == 1).all()):
             rows = rows.scaled(self._columns)
