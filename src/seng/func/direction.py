@@ -125,6 +125,7 @@ class Directions:
 
     Attributes:
         largest: The same with the present norms, or None.
+        stuck: Whether bounds let no parameter move.
         rounding: By how much the loss changes where each parameter changes by its last digit.
 
     Raises:
@@ -141,9 +142,13 @@ class Directions:
         self.rounding = eps * abs(float(losses.sum())) + last * float(self._lin.r.norm()) + last**2 / 2
         self.largest = None if largest is None else torch.maximum(FADING * largest, norms)
         self._columns = torch.ones_like(norms) if self.largest is None else _scales(problem.params, self.largest)
+        bounds, rest = problem.params.bounds, self._lin.rest
+        if bounds is not None:  # columns of 0 keep parameters where they are
+            gradient = rows.rmv(self._lin.r) + (0 if rest is None else rest)
+            self._columns = self._columns * bounds.free(leaves, gradient)
+        self.stuck = not bool(self._columns.any())
         if not bool((self._columns == 1).all()):
             rows = rows.scaled(self._columns)
-        rest = self._lin.rest
         self._lin = replace(self._lin, rows=rows, rest=None if rest is None else rest * self._columns)
         self._columns = self._columns.to(leaves[0])
         self._name = "exact" if problem.settings.rank >= rows.n else problem.settings.solver
@@ -161,7 +166,7 @@ class Directions:
         """
         lin = self._lin
         solver = self._damped(damping)
-        s = None if start is None else start / self._columns
+        s = None if start is None else self._in_units(start)
         r = lin.r if s is None else lin.r - lin.rows.mv(s).to(lin.r)
         solution = solver.direction(r, lin.rest)
         scaled = solution.d if s is None else solution.d + s
@@ -185,7 +190,7 @@ class Directions:
         """
         assert self._solver is not None
         lin, params, b = self._lin, self._problem.params, torch.zeros_like(d)
-        promised = lin.r - length * lin.rows.mv(d / self._columns).to(lin.r)
+        promised = lin.r - length * lin.rows.mv(self._in_units(d)).to(lin.r)
         for _ in range(CORRECTIONS):
             missed = self._problem.residuals(Path(d, b).at(length, params)) - promised
             b = b + self._solver.direction(missed, rough=True).d.to(d) * self._columns / length**2
@@ -195,7 +200,11 @@ class Directions:
 
     def norm(self, d: Float[Tensor, " p"]) -> float:
         """Return the norm that the damping takes of a direction."""
-        return float((d / self._columns).norm())
+        return float(self._in_units(d).norm())
+
+    def _in_units(self, d: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """Return a direction in the units of the parameters, 0 for those that stay."""
+        return torch.where(self._columns > 0, d / self._columns, 0.0)
 
     def _damped(self, damping: float) -> Solver:
         """Return the solver with a damping."""

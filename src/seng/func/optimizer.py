@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose, isfinite
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import plain, scheduled
 from ..errors import OptionError, choose
 from ..schedules import Schedule, value_at
+from .bounds import bounds_of
 from .config import require, require_number
 from .damping import DAMPING_RULES
 from .direction import Directions, Info
@@ -26,6 +27,8 @@ BENT = 0.75  # most that 2 |b| may be of |d| along a path. Source: Transtrum, Se
 EVENTS = ("accepted", "rejected", "skipped", "unsolved", "jittered", "converged")
 NEW = 1e-3  # relative change of the loss at the same parameters by which a new batch is known
 WITHIN_ROUNDING = "the fall of the loss that is promised is within its rounding"
+
+AT_BOUNDS = "bounds let no parameter move"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,8 @@ class NaturalGradient:
         line_search: Name in ``seng.func.LINE_SEARCHES``.
         scaling: Whether steps are to be the same in whatever units parameters are given: up to 32 parameters, or single
             numbers (tensors without dimensions) beside more of them. With relative damping only.
+        bounds: None, or least and greatest values of the parameters: a pair of numbers, or of trees as ``params`` is
+            (for a module, dicts by name; parameters left out have none). Steps are projected onto them.
         **settings: See ``seng.func.Settings``.
 
     Attributes:
@@ -109,7 +114,7 @@ class NaturalGradient:
     def __init__(
         self, params: Any, residual_fn: Any, *, lr: float = 1.0, damping: Schedule[float] = 0.1,
         damping_rule: str = "nielsen", momentum: float = 0.0, acceleration: bool = True, line_search: str = "none",
-        scaling: bool = True, **settings: Any,
+        scaling: bool = True, bounds: tuple[Any, Any] | None = None, **settings: Any,
     ):  # fmt: skip
         call, lr, momentum = "NaturalGradient()", plain(lr), plain(momentum)
         require_number(call, "lr", lr, low=0.0, open_low=True)
@@ -128,7 +133,9 @@ class NaturalGradient:
         self.params, self.residual_fn, self.lr, self.momentum = params, residual_fn, float(lr), momentum
         self.settings = settings_of(call, settings)
         self.acceleration = acceleration and self.settings.fisher == "gauss_newton"
-        self._layout, self._given = params_of(params, call), damping
+        layout = params_of(params, call)
+        self._layout = replace(layout, bounds=bounds_of(bounds, layout.names, layout.values(), call))
+        self._given = damping
         self._always = damping_rule == "constant" and line_search == "none"
         self.steps, self.damping = 0, first
         self.counters: dict[str, int] = dict.fromkeys(EVENTS, 0)
@@ -171,6 +178,9 @@ class NaturalGradient:
             event = "skipped" if isinstance(error, NotFiniteError) else "unsolved"
             return self._stay(event, str(error), loss, self.damping)
         self._largest = directions.largest
+        if directions.stuck:
+            self._count(converged=True)
+            return self._stay("rejected", AT_BOUNDS, loss, self.damping, converged=True)
         return self._try(problem, directions, loss)
 
     def state_dict(self) -> dict[str, Any]:

@@ -59,8 +59,9 @@ class Path:
         return step if self.bend is None else step + length**2 * self.bend
 
     def at(self, length: float | Tensor, params: Params) -> Leaves:
-        """Return the parameters there."""
-        return tuple(p - q for p, q in zip(params.values(), params.split(self.step(length)), strict=True))
+        """Return the parameters there, projected onto their bounds."""
+        moved = tuple(p - q for p, q in zip(params.values(), params.split(self.step(length)), strict=True))
+        return moved if params.bounds is None else params.bounds.project(moved)
 
 
 @dataclass(frozen=True)
