@@ -19,9 +19,15 @@ Row = dict[str, Any]
 
 
 def science_page() -> str:
-    """Return errors of all methods on the problems measured."""
+    """Return what the natural gradient reaches, and errors of all methods on the problems measured."""
     where, trials = load("science")["environment"], measured()
     lines = [
+        *accuracy_lines(),
+        "",
+        *nist_lines(),
+        "",
+        "All methods, each tuned (the natural gradient before its paths took steps with J held):",
+        "",
         f"One thread of {where['processor']}, torch {where['torch']}, {where['date']}, a machine shared with others.",
         "",
         "| problem | CPU seconds | method | settings | relative L2 error, median | least to largest | seeds |",
@@ -53,6 +59,45 @@ def science_page() -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def accuracy_lines() -> list[str]:
+    """Return the errors that the natural gradient reaches with each problem's settings."""
+    found = load("accuracy")
+    where = found["environment"]
+    lines = [
+        f"What the natural gradient reaches, one thread of {where['processor']}, torch {where['torch']},"
+        f" {where['date']}; jobs of others on the same cores slow each CPU second down:",
+        "",
+        "| problem | CPU seconds | settings | wanted | relative L2 error, median | by seed | steps |",
+        "|---" * 7 + "|",
+    ]
+    for problem in dict.fromkeys(row["problem"] for row in found["runs"]):
+        rows = [row for row in found["runs"] if row["problem"] == problem]
+        errors, first = [row["error"] for row in rows], rows[0]
+        lines.append(
+            f"| {problem} | {PROBLEMS[problem]().seconds:g} | {written(first['settings'])} | {first['target']:.0e} |"
+            f" {median(errors):.1e} | {', '.join(f'{error:.1e}' for error in errors)} |"
+            f" {', '.join(str(row['steps']) for row in rows)} |"
+        )
+    return lines
+
+
+def nist_lines() -> list[str]:
+    """Return correct digits of certified regressions."""
+    runs = load("nist")["runs"]
+    dampings = sorted({row["damping"] for row in runs})
+    cells = {(row["problem"], row["start"], row["damping"]): row for row in runs}
+    lines = [
+        "Correct digits of the worst parameter of NIST's certified regressions, of 11 that are certified, and steps:",
+        "",
+        "| problem | " + " | ".join(f"start {k}, damping {damping:g}" for damping in dampings for k in (1, 2)) + " |",
+        "|---" * (1 + 2 * len(dampings)) + "|",
+    ]
+    for problem in dict.fromkeys(row["problem"] for row in runs):
+        found = [cells[problem, k, damping] for damping in dampings for k in (1, 2)]
+        lines.append(f"| {problem} | " + " | ".join(f"{row['digits']:.1f} ({row['steps']})" for row in found) + " |")
+    return lines
 
 
 def theory_page() -> str:

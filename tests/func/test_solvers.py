@@ -12,7 +12,7 @@ from seng.func import SOLVERS, Solver, natural_gradient
 from seng.func.config import Settings
 from seng.func.problem import problem_of
 from seng.func.rows import COPIES, Rows
-from seng.func.solvers import Damping, Gaussian, Nystrom
+from seng.func.solvers import Damping, Gaussian, LeastSquares, Nystrom
 from seng.func.trees import params_of
 from seng.sketch import gaussian
 from seng.solve import FactorisationError
@@ -94,6 +94,22 @@ def test_solver_is_the_same_in_chunks(name: str) -> None:
 
 def test_exact_matches_dense_solve() -> None:
     assert error(solver("exact").solve(R)) < EXACT
+
+
+@pytest.mark.parametrize(("damping", "squared"), [(1.0, True), (1e-6, True), (1e-13, True), (1e-14, False), (0, False)])
+@pytest.mark.parametrize("with_rest", [False, True])
+def test_least_squares_keeps_the_digits_of_j_at_any_damping(damping: float, squared: bool, with_rest: bool) -> None:
+    made = LeastSquares(rows(), Damping(0.1, False), Settings(), torch.Generator())
+    made.damp(Damping(damping, False))
+    rest = 1e-9 * draw(P, seed=5) if with_rest else torch.zeros(P, dtype=DTYPE)
+    assert (made._factor is not None) == squared
+    inverse = (RIGHT / (DECAY.square() + damping)) @ RIGHT.mT  # by the singular values of J, with all digits
+    expected = (RIGHT * (DECAY / (DECAY.square() + damping))) @ (LEFT.mT @ R) + inverse @ rest
+    got = made.direction(R, rest if with_rest else None).d
+    assert float((got - expected).norm() / expected.norm()) < 1e-9
+    if squared and damping < 1e-6:  # the refinement is needed
+        rough = made.direction(R, rest if with_rest else None, rough=True).d
+        assert float((rough - expected).norm()) > 10 * float((got - expected).norm())
 
 
 def test_nystrom_of_full_rank_is_exact_without_iterations() -> None:

@@ -17,7 +17,8 @@ from .solvers import SOLVERS, Damping, LeastSquares, Solution, Solver
 from .trees import Params, params_of
 
 FEW = 32  # parameters, of which each is taken to have a unit of its own
-PROBE = 0.1  # step length of the difference for second derivatives; Source: Transtrum, Sethna (2012), section 4
+CORRECTIONS = 2  # of a path
+FADING = 0.75  # a step, of what is known of a column's largest norm
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,7 @@ def natural_gradient(
     if previous is not None and momentum:
         start = momentum * _flat(previous, layout.restore(layout.values()), call)
     problem = problem_of(residual_fn, layout, batch, chosen, 0, call)
-    losses = problem.losses(layout.values())
-    d, info = Directions(problem, losses).at(damping, start)
+    d, info = Directions(problem, problem.present_losses).at(damping, start)
     return layout.restore(layout.split(d)), info
 
 
@@ -120,10 +120,12 @@ class Directions:
     Args:
         problem: The loss and its parameters.
         losses: Its losses by term at the parameters.
-        largest: Largest norm of each column of J so far, [p], by which parameters are scaled; None: not at all.
+        largest: Largest norm of each column of J so far, fading from step to step, [p], by which parameters are scaled;
+            None: not at all.
 
     Attributes:
         largest: The same with the present norms, or None.
+        stuck: Whether bounds let no parameter move.
         rounding: By how much the loss changes where each parameter changes by its last digit.
 
     Raises:
@@ -138,11 +140,15 @@ class Directions:
         eps = torch.finfo(leaves[0].dtype).eps
         last = eps * float((norms * torch.cat([leaf.reshape(-1) for leaf in leaves])).norm())
         self.rounding = eps * abs(float(losses.sum())) + last * float(self._lin.r.norm()) + last**2 / 2
-        self.largest = None if largest is None else torch.maximum(largest, norms)
+        self.largest = None if largest is None else torch.maximum(FADING * largest, norms)
         self._columns = torch.ones_like(norms) if self.largest is None else _scales(problem.params, self.largest)
+        bounds, rest = problem.params.bounds, self._lin.rest
+        if bounds is not None:  # columns of 0 keep parameters where they are
+            gradient = rows.rmv(self._lin.r) + (0 if rest is None else rest)
+            self._columns = self._columns * bounds.free(leaves, gradient)
+        self.stuck = not bool(self._columns.any())
         if not bool((self._columns == 1).all()):
             rows = rows.scaled(self._columns)
-        rest = self._lin.rest
         self._lin = replace(self._lin, rows=rows, rest=None if rest is None else rest * self._columns)
         self._columns = self._columns.to(leaves[0])
         self._name = "exact" if problem.settings.rank >= rows.n else problem.settings.solver
@@ -160,32 +166,45 @@ class Directions:
         """
         lin = self._lin
         solver = self._damped(damping)
-        s = None if start is None else start / self._columns
+        s = None if start is None else self._in_units(start)
         r = lin.r if s is None else lin.r - lin.rows.mv(s).to(lin.r)
         solution = solver.direction(r, lin.rest)
         scaled = solution.d if s is None else solution.d + s
         d = (scaled * self._columns).to(self._columns.dtype)
         return d, _info(self._problem, self._losses, lin, solver, solution, scaled, float(d.norm()))
 
-    def bend(self, d: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-        """Return b of the path parameters - t d - t^2 b, which follows the residuals' curvature along d.
+    def bend(self, d: Float[Tensor, " p"], length: float) -> Float[Tensor, " p"]:
+        """Return b of the path parameters - t d - t^2 b, whose residuals at a length t are what the linear model says.
 
-            b = J^T (K + lambda I)^-1 r'' / 2,   r'' the second derivative of the residuals along d, by differences.
+            b <- b + J^T (K + lambda I)^-1 (r(parameters - t d - t^2 b) - (r - t J d)) / t^2,   from b = 0
 
-        To second order in t the residuals then move as the linear model says, as far as the damping lets them.
+        These are steps of Newton's method with J held, as far as the damping lets them.
 
-        Cost: a forward pass and a solution.
-        Source: Transtrum, Sethna, "Improvements to the Levenberg-Marquardt algorithm" (2012), sections 2 and 4.
+        Args:
+            d: The direction.
+            length: t.
+
+        Cost: a forward pass and a solution for each of CORRECTIONS.
+        Source: Transtrum, Sethna, "Improvements to the Levenberg-Marquardt algorithm" (2012), section 4, for the first
+        of them; Kelley, "Iterative Methods for Linear and Nonlinear Equations" (1995), section 5.4, for the others.
         """
         assert self._solver is not None
-        lin, params = self._lin, self._problem.params
-        there = self._problem.residuals(Path(d).at(PROBE, params))
-        second = 2 / PROBE * ((there - lin.r) / PROBE + lin.rows.mv(d / self._columns).to(lin.r))
-        return self._solver.direction(second).d.to(d) * self._columns / 2
+        lin, params, b = self._lin, self._problem.params, torch.zeros_like(d)
+        promised = lin.r - length * lin.rows.mv(self._in_units(d)).to(lin.r)
+        for _ in range(CORRECTIONS):
+            missed = self._problem.residuals(Path(d, b).at(length, params)) - promised
+            b = b + self._solver.direction(missed, rough=True).d.to(d) * self._columns / length**2
+            if not bool(b.isfinite().all()):
+                break
+        return b
 
     def norm(self, d: Float[Tensor, " p"]) -> float:
         """Return the norm that the damping takes of a direction."""
-        return float((d / self._columns).norm())
+        return float(self._in_units(d).norm())
+
+    def _in_units(self, d: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
+        """Return a direction in the units of the parameters, 0 for those that stay."""
+        return torch.where(self._columns > 0, d / self._columns, 0.0)
 
     def _damped(self, damping: float) -> Solver:
         """Return the solver with a damping."""

@@ -41,7 +41,7 @@ def gram(rows: Rows, dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
             if own.start + start < column:
                 continue
             if own.start + start == column:
-                _lower_square(right, k[start:stop, column : column + right.shape[1]])
+                lower_square(right, k[start:stop, column : column + right.shape[1]])
             else:
                 k[start:stop, column : column + right.shape[1]] = rows.tile(j).to(dtype) @ right
     whole = rows.ranks.collect(k, rows.lengths)
@@ -121,7 +121,7 @@ def _add_lower_square(k: Float[Tensor, "n n"], blocks: list[Tensor]) -> None:
         k[start:, start:stop].addmm_(j[start:], j[start:stop].mT)
 
 
-def _lower_square(right: Float[Tensor, "p m"], out: Float[Tensor, "m m"]) -> None:
+def lower_square(right: Float[Tensor, "p m"], out: Float[Tensor, "m m"]) -> None:
     """Write the lower triangle of right^T right, in strips of columns: about half of the whole product."""
     left = right.mT
     for start in range(0, len(out), STRIP):

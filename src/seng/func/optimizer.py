@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isclose, isfinite
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checks import plain, require
 from ..errors import OptionError, choose
 from ..schedules import Schedule, scheduled, value_at
+from .bounds import bounds_of
 from .config import require_number
 from .damping import DAMPING_RULES
 from .direction import Directions, Info
@@ -26,6 +27,8 @@ BENT = 0.75  # most that 2 |b| may be of |d| along a path. Source: Transtrum, Se
 EVENTS = ("accepted", "rejected", "skipped", "unsolved", "jittered", "converged")
 NEW = 1e-3  # relative change of the loss at the same parameters by which a new batch is known
 WITHIN_ROUNDING = "the fall of the loss that is promised is within its rounding"
+
+AT_BOUNDS = "bounds let no parameter move"
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ class NaturalGradient:
         d = argmin |J d - r|^2 + lambda |d - momentum * before|^2
         parameters <- parameters - length * d - length^2 * b
 
-    with ``before`` what the last step took off, and b what the residuals' curvature along d asks for. Where no length
-    lowers the loss, or the path bends too much, a damping that follows the gain ratio is raised and the step tried
-    again without momentum: rows and K are made once. A step whose losses are not finite, whose system cannot be solved,
-    or that fails with every damping leaves the parameters as they are and is counted.
+    with ``before`` what the last step took off, and b what makes residuals follow the linear model along the path.
+    Where no length lowers the loss, or the path bends too much, a damping that follows the gain ratio is raised and the
+    step tried again without momentum: rows and K are made once. A step whose losses are not finite, whose system cannot
+    be solved, or that fails with every damping leaves the parameters as they are and is counted.
 
     Args:
         params: As in ``natural_gradient``. Accepted steps write into these tensors in place.
@@ -81,6 +84,8 @@ class NaturalGradient:
         line_search: Name in ``seng.func.LINE_SEARCHES``.
         scaling: Whether steps are to be the same in whatever units parameters are given: up to 32 parameters, or single
             numbers (tensors without dimensions) beside more of them. With relative damping only.
+        bounds: None, or least and greatest values of the parameters: a pair of numbers, or of trees as ``params`` is
+            (for a module, dicts by name; parameters left out have none). Steps are projected onto them.
         **settings: See ``seng.func.Settings``.
 
     Attributes:
@@ -109,7 +114,7 @@ class NaturalGradient:
     def __init__(
         self, params: Any, residual_fn: Any, *, lr: float = 1.0, damping: Schedule[float] = 0.1,
         damping_rule: str = "nielsen", momentum: float = 0.0, acceleration: bool = True, line_search: str = "none",
-        scaling: bool = True, **settings: Any,
+        scaling: bool = True, bounds: tuple[Any, Any] | None = None, **settings: Any,
     ):  # fmt: skip
         call, lr, momentum = "NaturalGradient()", plain(lr), plain(momentum)
         require_number(call, "lr", lr, low=0.0, open_low=True)
@@ -128,7 +133,9 @@ class NaturalGradient:
         self.params, self.residual_fn, self.lr, self.momentum = params, residual_fn, float(lr), momentum
         self.settings = settings_of(call, settings)
         self.acceleration = acceleration and self.settings.fisher == "gauss_newton"
-        self._layout, self._given = params_of(params, call), damping
+        layout = params_of(params, call)
+        self._layout = replace(layout, bounds=bounds_of(bounds, layout.names, layout.values(), call))
+        self._given = damping
         self._always = damping_rule == "constant" and line_search == "none"
         self.steps, self.damping = 0, first
         self.counters: dict[str, int] = dict.fromkeys(EVENTS, 0)
@@ -156,7 +163,7 @@ class NaturalGradient:
     @torch.no_grad()
     def step_on(self, problem: Problem) -> StepResult:
         """Take one step on a loss, given as a function of these parameters."""
-        losses = problem.losses(self._layout.values())
+        losses = problem.present_losses
         loss = losses.sum().item()
         if self._stuck is not None and isfinite(loss) and not isclose(loss, self._stuck[0], rel_tol=NEW):
             self.damping, self._stuck = self._stuck[1], None
@@ -171,6 +178,9 @@ class NaturalGradient:
             event = "skipped" if isinstance(error, NotFiniteError) else "unsolved"
             return self._stay(event, str(error), loss, self.damping)
         self._largest = directions.largest
+        if directions.stuck:
+            self._count(converged=True)
+            return self._stay("rejected", AT_BOUNDS, loss, self.damping, converged=True)
         return self._try(problem, directions, loss)
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,7 +221,7 @@ class NaturalGradient:
                 return self._stay("unsolved", str(error), loss, damping, attempt, info)
             jittered |= info.rungs > 0
             converged = not info.promised(self.lr) > directions.rounding
-            path = Path(d, directions.bend(d) if self.acceleration else None)
+            path = Path(d, directions.bend(d, self.lr) if self.acceleration else None)
             length, after = self._length(problem, directions, path, info)
             if length:
                 self._count(jittered=jittered, converged=converged)
@@ -225,7 +235,7 @@ class NaturalGradient:
         self._stuck = anew if converged else self._stuck or anew
         self.damping = self.damping if converged else self._rule(damping, None)
         reason = WITHIN_ROUNDING if converged else "no step length lowers the loss"
-        if converged and not self.counters["converged"] and self._layout.leaves[0].dtype != torch.float64:
+        if converged and not self.counters["rejected"] and self._layout.leaves[0].dtype != torch.float64:
             warnings.warn(f"step rejected, parameters kept: {reason}. float64 goes further.", stacklevel=3)
         self._count(jittered=jittered, converged=converged)
         return self._stay("rejected", reason, loss, damping, attempt, info, converged)

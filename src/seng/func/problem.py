@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -58,8 +59,9 @@ class Path:
         return step if self.bend is None else step + length**2 * self.bend
 
     def at(self, length: float | Tensor, params: Params) -> Leaves:
-        """Return the parameters there."""
-        return tuple(p - q for p, q in zip(params.values(), params.split(self.step(length)), strict=True))
+        """Return the parameters there, projected onto their bounds."""
+        moved = tuple(p - q for p, q in zip(params.values(), params.split(self.step(length)), strict=True))
+        return moved if params.bounds is None else params.bounds.project(moved)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,22 @@ class Problem:
     def most(self) -> int:
         """Samples a forward pass takes at a time: those whose rows would fill the memory."""
         return max(1, self.settings.memory // (COPIES * self.params.size * self.params.leaves[0].dtype.itemsize))
+
+    @cached_property
+    def values(self) -> list[Float[Tensor, " m"]]:
+        """Outputs of each term at the parameters, on this rank. Cost: one forward pass."""
+        return values_of([term.mapped(self.fisher.outputs) for term in self.terms], self.params.values(), self.most)
+
+    @cached_property
+    def present_losses(self) -> Float[Tensor, " t"]:
+        """Weight * mean loss of each term at the parameters. Cost: none beside ``values`` where these tell losses."""
+        known = [self.fisher.losses_of(value) for value in self.values]
+        sums = [loss.sum() for loss in known if loss is not None]
+        if len(sums) < len(known):
+            return self.losses(self.params.values())
+        counts = sums[0].new_tensor([len(value) for value in self.values])
+        weights = counts.new_tensor([term.weight for term in self.terms])
+        return self.ranks.sum(torch.stack(sums)) / self.ranks.sum(counts) * weights
 
     def losses(self, leaves: Leaves) -> Float[Tensor, " t"]:
         """Return weight * mean loss of each term. Cost: one forward pass."""
@@ -127,7 +145,7 @@ class Problem:
         params, settings = self.params, self.settings
         leaves = params.values()
         terms = [term.mapped(self.fisher.outputs) for term in self.terms]
-        values = values_of(terms, leaves, self.most)
+        values = self.values
         counts = [len(value) for value in values]
         totals = self.ranks.sum(leaves[0].new_tensor(counts, dtype=torch.float64)).tolist()
         scales = [(term.weight / total) ** 0.5 for term, total in zip(terms, totals, strict=True)]

@@ -21,9 +21,9 @@ from torch.func import functional_call
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map, tree_unflatten
 
 from ..errors import BatchError, OptionError
+from .bounds import Bounds, Leaves
 from .plain import NORMALISATIONS
 
-Leaves = tuple[Tensor, ...]
 HIDDEN = "Of lists and dicts, nn.ParameterList and nn.ParameterDict show theirs, plain ones do not"
 
 
@@ -137,6 +137,7 @@ class Params:
         bind: Leaves to the first argument of the residual function.
         restore: Leaves to the caller's structure; a module's are a dict by name.
         normalises: Whether a module among them has derivatives that torch gets wrong in third order.
+        bounds: Bounds that they stay within, or None.
     """
 
     leaves: Leaves
@@ -144,6 +145,7 @@ class Params:
     bind: Callable[[Sequence[Tensor]], Any]
     restore: Callable[[Sequence[Tensor]], Any]
     normalises: bool = False
+    bounds: Bounds | None = None
 
     @property
     def size(self) -> int:

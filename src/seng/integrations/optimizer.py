@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -148,6 +149,11 @@ class ClosureProblem(Problem):
 
     captured: Captured
     evaluate: Callable[[], Float[Tensor, " n"]]
+
+    @cached_property
+    def present_losses(self) -> Float[Tensor, " t"]:
+        """The loss of each term at the present parameters, at no cost."""
+        return self.losses(self.params.values())
 
     def losses(self, leaves: Leaves) -> Float[Tensor, " t"]:
         """Return the loss of each term at the present parameters, at no cost."""

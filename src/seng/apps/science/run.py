@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from .methods import Method
-from .problem import Problem
+from .problem import Points, Problem
 
 RECORDS = 200  # of a run, evenly over its budget, beside the first and the last step
 
@@ -57,13 +58,19 @@ def run(
     spent, steps, due = 0.0, 0, 0.0
     started = clock()
     step = method.start(problem, net, seed)
-    points = problem.draw(generator)
+    points = drawn(problem, method.draws, generator)
     while spent < seconds:
         if steps and method.every and steps % method.every == 0:
-            points = problem.draw(generator)
+            points = drawn(problem, method.draws, generator)
         taken = step(points, spent / seconds)
         spent, steps = spent + clock() - started, steps + 1
         if spent >= due or spent >= seconds:
             yield Record(steps, spent, taken.loss, problem.error(net), taken.damping, taken.length)
             due = seconds * (int(RECORDS * spent / seconds) + 1) / RECORDS
         started = clock()
+
+
+def drawn(problem: Problem, draws: int, generator: torch.Generator) -> Points:
+    """Return the points of some draws together."""
+    parts = [problem.draw(generator) for _ in range(draws)]
+    return parts[0] if draws == 1 else tree_map(lambda *leaves: torch.cat(leaves), *parts)

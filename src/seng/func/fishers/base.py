@@ -31,6 +31,10 @@ class Fisher(ABC):
     def outputs(self, fn: SampleFunction) -> SampleFunction:
         """Return the function whose derivatives are rows."""
 
+    def losses_of(self, outputs: Tensor) -> Tensor | None:
+        """Return the samples' losses from the outputs' values, or None where these do not tell them."""
+        return None
+
     @abstractmethod
     def coefficients(self, outputs: Tensor) -> Tensor | None:
         """Return r with gradient = J^T r before scaling, from the outputs' values."""

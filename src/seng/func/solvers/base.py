@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from ..config import Settings
 from ..rows import Rows
+
+REFINEMENTS = 5
 
 
 @dataclass(frozen=True)
@@ -84,20 +88,46 @@ class Solver(ABC):
         """
 
     @abstractmethod
-    def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Return c, nearly or exactly (K + lambda I)^-1 r."""
+    def solve(self, r: Float[Tensor, " n"], rough: bool = False) -> Float[Tensor, " n"]:
+        """Return c, nearly or exactly (K + lambda I)^-1 r; where ``rough``, digits lost to rounding stay lost."""
 
     @property
     def trace(self) -> float:
         """The exact trace of K."""
         return self.rows.trace
 
-    def direction(self, r: Float[Tensor, " n"], rest: Float[Tensor, " p"] | None = None) -> Solution:
+    def direction(
+        self, r: Float[Tensor, " n"], rest: Float[Tensor, " p"] | None = None, rough: bool = False
+    ) -> Solution:
         """Return (J^T J + lambda I)^-1 (J^T r + rest), nearly or exactly: here J^T (K + lambda I)^-1 r."""
         if rest is None:
-            c = self.solve(r)
+            c = self.solve(r, rough)
             return Solution(self.rows.rmv(c), c, r)
         shift = rest / self.damping
         rhs = r - self.rows.mv(shift).to(r)
-        c = self.solve(rhs)
+        c = self.solve(rhs, rough)
         return Solution(self.rows.rmv(c) + shift, c, rhs)
+
+
+def refined(
+    x: Tensor, left: Callable[[Tensor], Tensor], solve: Callable[[Tensor], Tensor],
+    same: Callable[[Tensor], Tensor] = lambda size: size,
+) -> Tensor:  # fmt: skip
+    """Refine a solution with what it leaves of the right side, as long as that is halved.
+
+    Args:
+        x: A solution.
+        left: The right side less the system times a solution, more exact than ``solve``.
+        solve: The solution for a right side.
+        same: What makes a number the same on all ranks.
+    """
+    best, least = x, inf
+    for _ in range(REFINEMENTS):
+        rest = left(x)
+        size = float(same(rest.norm()))
+        if size < least:
+            best = x
+        if not size < least / 2:
+            break
+        least, x = size, x + solve(rest)
+    return best

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,10 +10,9 @@ from ...solve import FactorisationError
 from ..config import Settings
 from ..gram import InPlaceFactor, gram
 from ..rows import Rows
-from .base import Damping, Solver
+from .base import Damping, Solver, refined
 
 ROUGH = 1e-10  # bound on a solution's relative error, above which it is refined
-REFINEMENTS = 5
 
 
 class Exact(Solver):
@@ -50,21 +47,13 @@ class Exact(Solver):
         if failed:
             raise FactorisationError("the Gram matrix is not finite, or no jitter made it positive definite")
 
-    def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        c = self._solve(r)
-        rough = torch.finfo(r.dtype).eps * self.rows.trace > ROUGH * self.damping
-        if not rough or self.rows.leaves[0].dtype != r.dtype:
+    def solve(self, r: Float[Tensor, " n"], rough: bool = False) -> Float[Tensor, " n"]:
+        c, exact = self._solve(r), torch.finfo(r.dtype).eps * self.rows.trace <= ROUGH * self.damping
+        if rough or exact or self.rows.leaves[0].dtype != r.dtype:
             return c
-        best, least = c, inf
-        for _ in range(REFINEMENTS):
-            left = r - self.rows.mv(self.rows.rmv(c)) - self.damping * c
-            size = float(self.rows.ranks.broadcast(left.norm()))
-            if size < least:
-                best = c
-            if not size < least / 2:
-                break
-            least, c = size, c + self._solve(left)
-        return best
+        return refined(
+            c, lambda x: r - self.rows.mv(self.rows.rmv(x)) - self.damping * x, self._solve, self.rows.ranks.broadcast
+        )
 
     def _solve(self, r: Tensor) -> Tensor:
         return self.rows.ranks.broadcast(torch.empty_like(r) if self._factor is None else self._factor.solve(r))

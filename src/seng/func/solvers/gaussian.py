@@ -41,5 +41,5 @@ class Gaussian(Solver):
         self._factor = InPlaceFactor(self._k.clone(), self.damping)
         self.rungs = self._factor.rungs
 
-    def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def solve(self, r: Float[Tensor, " n"], rough: bool = False) -> Float[Tensor, " n"]:
         return self.rows.ranks.broadcast(self.sketch.mT @ self._factor.solve(self.sketch @ r))

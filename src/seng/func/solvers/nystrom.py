@@ -43,7 +43,7 @@ class Nystrom(Solver):
         """Cost: nothing; eigenvalues are shifted where they are used."""
         self.damping = damping.at(self.rows)
 
-    def solve(self, r: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def solve(self, r: Float[Tensor, " n"], rough: bool = False) -> Float[Tensor, " n"]:
         most, same = self._settings.iterations, self.rows.ranks.broadcast
         self.iterations = 0
         if most == 0:

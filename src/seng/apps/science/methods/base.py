@@ -36,12 +36,14 @@ class Method(ABC):
 
     Args:
         every: Steps between draws of new points; 0: the first ones serve all along.
+        draws: Draws whose points are taken together.
 
     Attributes:
         tried: The settings that comparisons try, by their differences from the defaults.
     """
 
     every: int = 1
+    draws: int = 1
     tried: ClassVar[tuple[dict[str, Any], ...]] = ()
 
     @abstractmethod

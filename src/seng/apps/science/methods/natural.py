@@ -17,6 +17,7 @@ class Natural(Method):
 
     Args:
         every: Steps between draws of new points; 0: the first ones serve all along.
+        draws: Draws whose points are taken together.
         damping: At the first step, relative to the mean eigenvalue of K.
         damping_rule: How damping goes on.
         momentum: How much of the last step is kept where the rows say nothing.

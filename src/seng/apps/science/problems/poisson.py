@@ -33,6 +33,7 @@ def poisson_2d() -> Problem:
     return Problem(
         (2, 48, 48, 1), {"equation": equation, "edge": lambda u, x: u(x)}, draw,
         test, true_values(solution, test), seconds=30.0, weights={"edge": 10.0}, solution=solution, view=shown,
+        settings={"natural": {"every": 0}},
     )  # fmt: skip
 
 
