@@ -81,7 +81,7 @@ class Options:
         curvature_batch: "previous": precondition with the curvature held before, then take this batch in.
             "current": refresh first.
         trust: Cap on sqrt(g^T (F + lambda I)^-1 g), > 0, or None. "auto": 1, and for directions of natural scale
-            |g| / G within [1/4, 1], where G is the block's largest |g| of about the last thousand steps.
+            1.5 |g| / G within [1/4, 1], where G is the block's largest |g| of about the last thousand steps.
         ema: Weight of the old curvature when a new batch is merged in, in [0, 1).
         estimator: How curvature is estimated: ``seng.Auto``, ``Exact``, ``Sketched``, ``LowRank``, ``Truncated`` or
             ``PaperCode`` with its arguments, or for its defaults a name in ``seng.estimators.ESTIMATORS``.

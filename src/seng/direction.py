@@ -21,7 +21,8 @@ from .sketch import generator_for
 from .solve import DirectState, FactorisationError, SolveState, coefficients_together
 
 MEAN = 1 + 1e-4  # multiples of the samples' mean that are it, up to rounding
-MEMORY, LEAST = 0.999, 0.25  # a step, of the largest |g|; of the trust cap that follows |g|
+MEMORY = 0.999  # what is left of G, the largest |g| lately, after a step
+SLACK, LEAST = 1.5, 0.25  # the trust cap that follows |g| is SLACK |g| / G within [LEAST, 1]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def direction(curvature: Curvature, seen: Seen, options: Options, step: int, ran
     if trust == "auto" and natural:  # it follows |g|, beside G: the largest |g| lately
         norm = seen.square.sqrt()
         largest = norm if curvature.largest is None else torch.maximum(curvature.largest * MEMORY, norm)
-        trust = (norm / largest.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(min=LEAST)
+        trust = (SLACK * norm / largest.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(LEAST, 1.0)
     elif trust == "auto":
         trust = 1.0
     capped = trust is None or factor is None or factor.unsketched is factor

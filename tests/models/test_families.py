@@ -29,7 +29,7 @@ STEPS, BATCH, SEEDS = 40, 16, (0, 1, 2)
 LAST = 8  # steps whose losses are averaged
 WORSE = 1.2  # times SGD's loss
 UNSTEADY = {  # where the law does not hold yet
-    "wav2vec2": "it is at a tenth of SGD's loss by step 30, but single steps near loss 0 throw it back",
+    "gan": "both players circle the point of rest, which they reach in half of SGD's steps",
 }
 ABOUT_ZERO = 1e-3  # of the first loss: losses below are alike
 COUNTS = (5, 6)  # of samples: no other dimension of a family, nor a divisor of one
