@@ -236,6 +236,35 @@ def test_direction_tends_to_the_gradient_as_damping_grows():
 
 
 @powers
+@pytest.mark.parametrize("estimator", ["exact", "implicit"])
+def test_trust_cap_follows_the_norm_of_the_gradient(power: float, estimator: str):
+    model = nn.Linear(9, 3, bias=False).double()
+    pre = Preconditioner(model, power=power, scale="natural", refresh_every=100, sketch_size=64, estimator=estimator)  # type: ignore[arg-type]
+    first, largest, caps = _random(1, N, 9), 0.0, []
+    rows = oracle_rows(model, lambda: _loss_of(model, first), N)[""] * N
+    for step, size in enumerate([1.0, 1.2, 0.6, 5.0, 0.4, 2.0, 4.0]):
+        x = first if step == 0 else _random(10 + step, N, 9)
+        model.zero_grad()
+        (size * _loss_of(model, x)).backward()
+        assert model.weight.grad is not None
+        g = model.weight.grad.flatten().clone()
+        largest = max(0.999 * largest, float(g.norm()))
+        caps.append(min(1.0, max(0.25, 1.5 * float(g.norm()) / largest)))
+        pre.step()
+        expected = dense_direction(rows, g, damping=0.1, power=power, natural=True, trust=caps[-1])
+        if estimator == "exact":
+            assert relative_error(model.weight.grad.flatten(), expected) <= EXACT
+        else:  # what a sketch sees is not all: the cap alone is exact
+            metric = 0.1 * (rows.square().sum() / N / N) * torch.eye(27).double() + rows.mT @ rows / N
+            d = model.weight.grad.flatten()
+            values, vectors = torch.linalg.eigh(metric)
+            q = (values ** (power - 0.5) * (vectors.mT @ d)).norm()
+            assert float(q) <= caps[-1] * (1 + EXACT)
+    assert min(caps) == 0.25
+    assert len(set(caps)) >= 4
+
+
+@powers
 @pytest.mark.parametrize("trust", [None, 1.0, 0.01])
 @pytest.mark.parametrize("other", [N, 3])
 @pytest.mark.parametrize("mode", ["relative", "absolute"])

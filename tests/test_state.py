@@ -544,3 +544,15 @@ def test_changed_state_is_refused_or_can_be_stepped_with(
     train(model, optimizer, range(K, K + 3))
     assert all(p.isfinite().all() for p in model.parameters())
     optimizer.close()
+
+
+def test_state_without_what_later_versions_added_is_read() -> None:
+    model, optimizer = small(), None
+    optimizer = SENG(model)
+    advance(model, optimizer, range(K))
+    state = optimizer.preconditioner.state_dict()
+    for packed in state["curvature"].values():
+        del packed["largest"], packed["batch"]
+    loaded = Preconditioner(small())
+    loaded.load_state_dict(through_a_file(state))
+    assert all(own.largest is None and own.batch == 0 for own in loaded._curvature.values())  # pyright: ignore[reportPrivateUsage]

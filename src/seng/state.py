@@ -173,7 +173,8 @@ def _shapes(factor: Any) -> list[int]:
 
 
 def _curvature(packed: Any, block: Block, step: int) -> Curvature:
-    packed = {"batch": 0, **packed} if isinstance(packed, dict) else packed  # states of earlier versions lack it
+    earlier = {"batch": 0, "largest": None}  # states of earlier versions lack these
+    packed = {**earlier, **packed} if isinstance(packed, dict) else packed
     curvature = unpack(packed, block.parameters[0].device)
     try:
         usable = isinstance(curvature, Curvature) and _possible(curvature, block, step) and _works(curvature, block)
