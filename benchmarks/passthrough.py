@@ -2,11 +2,11 @@
 
     python benchmarks/passthrough.py [--seeds 5] [--steps 80]
 
-Small models are trained with SGD and, at the same rate, momentum and weight decay, with SENG. "curvature" is the library
-as it is: all supported layers have curvature of their own. In the other columns a part of the model is excluded, under
-three rules for the passing part: "library" is equation 20 of docs/theory.md, no amplification and a joint norm of at
-most 1; "plain" is that without its last term, and "pace" multiplies by lambda^-power. Numbers are mean losses of the
-last four steps, medians and worst of the seeds.
+Small models are trained with SGD and, at the same rate, momentum and weight decay, with SENG. "curvature" is the
+library as it is: all supported layers have curvature of their own. In the other columns a part of the model is
+excluded, under three rules for the passing part: "library" is equation 20 of docs/theory.md, no amplification and a
+joint norm of at most 1; "plain" is that without its last term, and "pace" multiplies by lambda^-power. Numbers are
+mean losses of the last four steps, medians and worst of the seeds.
 """
 
 from __future__ import annotations
