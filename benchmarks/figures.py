@@ -19,7 +19,9 @@ COSTS = {
     ): "deep autoencoder, exact at every step, `reweight=True`",
     ("autoencoder", "exact, power 1, current batch"): "the same, weight gradients kept",
     ("autoencoder", "defaults, every 10"): "deep autoencoder, all defaults",
+    ("autoencoder", "32 of 256 samples, every 10"): "the same, `curvature_samples=32`",
     ("resnet", "defaults, every 10"): "small ResNet, all defaults",
+    ("resnet", "32 of 256 samples, every 10"): "the same, `curvature_samples=32`",
 }
 NAMES = {"seng": "SENG", "sgd": "SGD", "adamw": "AdamW"}
 MEASURED = ("digits", "fashion-autoencoder", "fashion-resnet", "char-gpt")
