@@ -29,6 +29,7 @@ DISAGREES = (
     "gradients"
 )
 ALWAYS = 2  # refreshes at which all blocks are compared with their gradients
+UNCOMPARED = -1.0  # what ranks tell as rounding error of samples that they captured and did not look at
 TURNS = 8  # refreshes after which each block has been compared again
 
 
@@ -171,12 +172,17 @@ class Samples:
         return set(refused)
 
     def _of_all(self, taken: Taken, strategy: Strategy) -> tuple[dict[str, Probe], dict[str, str]]:
-        """Return the probes of all ranks' samples together, and what any rank refuses."""
+        """Return the probes of all ranks' samples together, and what any rank refuses.
+
+        A block that some rank captured and did not look at is not compared: gradients are those of all ranks.
+        """
         blocks = self._layout.blocks
         table = torch.zeros(len(blocks), COLUMNS, dtype=torch.float64)
         for row, name in zip(table, blocks, strict=True):
             if name in taken.probes:
                 row[:] = digest(taken.probes[name], name)
+            elif name in taken.members:
+                row[-2] = UNCOMPARED
             row[-1] = name in taken.refused
         every = strategy.tables(table.reshape(-1), "gradient check").view(-1, *table.shape)
         probes, refused = {}, {}
@@ -185,7 +191,7 @@ class Samples:
             if bool(rows[:, -1].any()):
                 refused[name] = taken.refused.get(name, "its samples cannot be used on another rank")
             there = rows[rows[:, -2] > 0]
-            if len(there):
+            if len(there) and not bool((rows[:, -2] == UNCOMPARED).any()):
                 x = there[:, :DIGEST].sum(0) / strategy.world
                 y, *penalties = there[0, DIGEST:-3].split(DIGEST)
                 noise = there[:, -3].square().sum().sqrt() / strategy.world

@@ -18,7 +18,7 @@ LAWS = {
         (
             "scenarios.exact", "scenarios.averaged", "scenarios.replicas", "scenarios.rounding", "scenarios.branches",
             "scenarios.every_layer", "scenarios.some_samples",
-            "scenarios.plans_change",
+            "scenarios.plans_change", "scenarios.cleared_on_one",
             "traffic.traffic", "traffic.memory", "traffic.automatic", "traffic.foretold", "states.resumed",
             "states.moved", "faults.spoiled", "faults.one_fails", "faults.first_batch_too_small", "faults.mismatched",
         ),

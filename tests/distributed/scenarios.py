@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 from seng import SENG, Preconditioner
 from seng.distributed.plan import Rates
+from seng.samples import ALWAYS
 from seng.subsets import Subset, count_drawn
 from seng.testing import blocks_of, dense_direction, flat_gradient, loop_gradients, relative_error
 
@@ -218,6 +219,23 @@ def some_samples(rank: int, world: int) -> dict[str, float]:
             )
             errors.append(relative_error(flat_gradient(block), expected))
         found[f"{strategy}: {reduction}, trust {trust}"] = max(errors)
+        pre.close()
+    return found
+
+
+def cleared_on_one(rank: int, world: int) -> dict[str, list[str]]:
+    """Layers that keep their plain gradient where one rank alone has backward passes whose gradients it cleared."""
+    found = {}
+    for strategy, samples in product(("local", "global", "sharded"), (None, 2)):
+        model, refused = Net(), set()
+        pre = Preconditioner(model, distributed=strategy, curvature_samples=samples, refresh_every=1)  # type: ignore[arg-type]
+        for step in range(STEPS + 2):
+            if rank == 0 and step >= ALWAYS:
+                losses(model, *batch(step + 1)).mean().backward()
+            backward(model, step, rank, world)
+            pre.step()
+            refused |= pre._samples.refused.keys()
+        found[f"{strategy}: {samples}"] = sorted(refused)
         pre.close()
     return found
 

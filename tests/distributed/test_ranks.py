@@ -51,6 +51,12 @@ def test_pooled_curvature_of_some_samples_is_the_dense_oracles(laws: dict[int, O
     assert max(errors.values()) <= EQUAL
 
 
+def test_gradients_cleared_on_one_rank_leave_no_layer_out(laws: dict[int, Outcome]) -> None:
+    for result in laws[2].good():
+        assert len(result["cleared_on_one"]) == 6
+        assert not any(result["cleared_on_one"].values()), result["cleared_on_one"]
+
+
 @pytest.mark.parametrize("setting", ["defaults", "power 1, every step", "moving average", "thin", "some samples"])
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_local_is_the_mean_of_directions_taken_one_by_one(laws: dict[int, Outcome], world: int, setting: str) -> None:
