@@ -106,6 +106,11 @@ def test_every_option_has_bad_values_here() -> None:
     assert set(BAD_ARGUMENTS) == set(ARGUMENTS)
 
 
+def test_an_unusable_trust_cap_is_told_of_auto() -> None:
+    with pytest.raises(OptionError, match=r"expected a number > 0, 'auto' or None, got 'AUTO'"):
+        Options.build("SENG()", {"trust": "AUTO"})
+
+
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{k}" for k, (name, _) in enumerate(CASES)])
 def test_option_out_of_range_is_refused(name: str, value: Any) -> None:
     model = small_model()

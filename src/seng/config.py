@@ -158,8 +158,8 @@ class Options:
         if not callable(self.damping):
             require_number(call, "damping", self.damping, "> 0")
         require_number(call, "power", self.power, "in (0, 1]")
-        if self.trust != "auto":
-            require_number(call, "trust", self.trust, "> 0", optional=True)
+        good = self.trust is None or self.trust == "auto" or (is_number(self.trust) and self.trust > 0)
+        require(call, "trust", self.trust, good, "a number > 0, 'auto' or None")
         require_number(call, "ema", self.ema, "in [0, 1)")
         if not callable(self.refresh_every):
             require_count(call, "refresh_every", self.refresh_every)
