@@ -221,11 +221,6 @@ class Options:
         self.interval_at(step + 1, call)
 
     @property
-    def tolerance(self) -> float:
-        """The estimator's: relative error of a direction that is accepted."""
-        return self.estimator.tolerance
-
-    @property
     def expanded(self) -> int | None:
         """How many positions are kept, each a sample; None where positions are summed."""
         return self.estimator.rows if self.positions == "expand" else None

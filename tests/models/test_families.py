@@ -28,7 +28,7 @@ RATE, MOMENTUM, DECAY = 0.03, 0.9, 5e-4
 STEPS, BATCH, SEEDS = 40, 16, (0, 1, 2)
 LAST = 8  # steps whose losses are averaged
 WORSE = 1.2  # times SGD's loss
-UNSTEADY = {  # where the law does not hold yet
+UNSTEADY = {  # where the law does not hold yet at the end, but at the best of the way
     "gan": "both players circle the point of rest, which they reach in half of SGD's steps",
 }
 ABOUT_ZERO = 1e-3  # of the first loss: losses below are alike
@@ -151,12 +151,14 @@ def test_verify_finds_what_is_wrong_by_accident(name: str) -> None:
 
 @every_family
 def test_loss_is_no_higher_than_that_of_sgd(name: str) -> None:
-    ratios = []
+    ratios, nearest = [], []
     for seed in SEEDS:
         reference = FAMILIES[name].train(seed, plain, STEPS, BATCH)
         ours, theirs, zero = ending(trained(name, seed)), ending(reference), ABOUT_ZERO * reference[0]
         assert theirs < reference[0], "SGD trains the model"
         ratios.append(ours / max(theirs, zero) if isfinite(ours) else float("inf"))
+        nearest.append(least(trained(name, seed)) / max(least(reference), zero))
+    assert median(nearest) <= WORSE, f"{name}: at best {[f'{ratio:.3g}' for ratio in nearest]} times SGD's best"
     if name in UNSTEADY and median(ratios) > WORSE:
         pytest.xfail(UNSTEADY[name])
     assert median(ratios) <= WORSE, f"{name}: {[f'{ratio:.3g}' for ratio in ratios]} times the loss of SGD"
@@ -164,3 +166,8 @@ def test_loss_is_no_higher_than_that_of_sgd(name: str) -> None:
 
 def ending(losses: list[float]) -> float:
     return sum(losses[-LAST:]) / LAST
+
+
+def least(losses: list[float]) -> float:
+    """Return the least mean of so many losses in a row as ``ending`` takes."""
+    return min(ending(losses[: step + 1]) for step in range(LAST - 1, len(losses)))
